@@ -1,0 +1,120 @@
+"""The vocabulary head: log-probs of given tokens from hidden states, and the way back. Here live all the logits there are.
+
+`fused_pass` is for training: score → weigh → push, one example's logits at a time, nothing computed twice.
+`linear_logps` is the same mathematics as a differentiable function, with a backward written by hand that recomputes chunk by chunk.
+Both use: log-prob = z_y − logsumexp z, and ∂(log-prob)/∂z = onehot − softmax.
+"""
+
+import torch
+from torch import Tensor
+
+from minialign.data import Batch
+
+CHUNK_ELEMENTS = 2**24      # logits a chunk may hold: 64 MB in float32
+
+
+def wide(x: Tensor) -> Tensor:
+    """float32 or wider, whatever the model's dtype."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """hidden (N, C), weight (V, C), targets (N,) → log-probs of the targets (N,), and of the whole vocabulary (N, V) to push with."""
+    log_p = wide(hidden @ weight.T).log_softmax(-1)                     # (N, V)
+    return log_p.gather(1, targets[:, None])[:, 0], log_p
+
+
+def push(log_p: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """∂loss/∂logits = weights · (softmax − onehot), (N, V), in the memory of log_p. The one gradient every method shares."""
+    d_logits = log_p.exp_()
+    d_logits.scatter_add_(1, targets[:, None], torch.full_like(targets, -1, dtype=d_logits.dtype)[:, None])
+    return d_logits.mul_(weights.to(d_logits.dtype)[:, None])
+
+
+def fused_pass(model, method, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Add the gradient of the method's loss to the parameters' `.grad`.
+
+    Returns the loss (), the log-probs (A, B, T) and info, its per-example numbers (B,) joined. Only one example's logits are alive at a time.
+    """
+    batch = method.prepare(model, batch)
+    rows, head = batch.rows, model.head.detach()
+    hidden = model(method.inputs(model, batch), rows.positions, rows.segments)      # (R, L, C)
+    states = hidden.detach().flatten(0, 1)                                          # (R·L, C)
+    d_states = torch.zeros_like(states, dtype=wide(states[:0]).dtype)
+    d_head = torch.zeros_like(head, dtype=d_states.dtype)
+    logps = torch.zeros(batch.mask.shape, dtype=d_states.dtype, device=head.device)
+    loss, infos = 0.0, []
+    for b in range(len(batch)):
+        mask = batch.mask[:, b : b + 1]                                             # (A, 1, T)
+        source, targets = rows.source[:, b : b + 1][mask], rows.y[:, b : b + 1][mask]   # (N,)
+        h = states[source]                                                          # (N, C)
+        logps[:, b : b + 1][mask], log_p = score(h, head, targets)
+        part, weights, info = method.weigh(logps[:, b : b + 1], batch.part(b, b + 1))
+        d_logits = push(log_p, targets, weights[mask]).to(head.dtype)               # (N, V)
+        d_states.index_add_(0, source, (d_logits @ head).to(d_states.dtype))
+        d_head += d_logits.T @ h
+        loss, infos = loss + part, infos + [info]
+    if model.head.requires_grad:
+        d_head = d_head.to(head.dtype)
+        model.head.grad = d_head if model.head.grad is None else model.head.grad + d_head
+    hidden.backward(d_states.view_as(hidden).to(hidden.dtype))                      # the chain rule goes on into the network
+    return loss, logps, {name: torch.cat([info[name] for info in infos]) for name in infos[0]}
+
+
+class LinearLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, chunk):
+        logps, lse = (torch.empty(len(hidden), dtype=wide(hidden[:0]).dtype, device=hidden.device) for _ in range(2))
+        for i in range(0, len(hidden), chunk):
+            z = wide(hidden[i : i + chunk] @ weight.T)                              # (chunk, V)
+            lse[i : i + chunk] = z.logsumexp(-1)
+            logps[i : i + chunk] = z.gather(1, targets[i : i + chunk, None])[:, 0] - lse[i : i + chunk]
+        ctx.save_for_backward(hidden, weight, targets, lse)
+        ctx.chunk = chunk
+        return logps
+
+    @staticmethod
+    def backward(ctx, upstream):
+        hidden, weight, targets, lse = ctx.saved_tensors
+        want_hidden, want_weight = ctx.needs_input_grad[:2]
+        d_hidden = torch.empty_like(hidden) if want_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=lse.dtype) if want_weight else None
+        for i in range(0, len(hidden), ctx.chunk):
+            part = slice(i, i + ctx.chunk)
+            log_p = wide(hidden[part] @ weight.T).sub_(lse[part, None])             # (chunk, V), computed again
+            d_logits = push(log_p, targets[part], -upstream[part]).to(weight.dtype)
+            if want_hidden:
+                d_hidden[part] = d_logits @ weight
+            if want_weight:
+                d_weight += d_logits.T @ hidden[part]
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None
+
+
+def linear_logps(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None = None) -> Tensor:
+    """log softmax(hidden @ weightᵀ)[targets], differentiable, without ever holding the N × V logits.
+
+    hidden (N, C), weight (V, C), targets (N,) int → (N,) float32 (float64 for float64 input). Rows go through `chunk` at a time; all that is
+    kept for the backward pass is one logsumexp per row.
+    """
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (hidden, weight, targets))
+        raise ValueError(f"linear_logps takes hidden (N, C), weight (V, C), targets (N,); got {shapes}")
+    if chunk is None:
+        chunk = max(1, CHUNK_ELEMENTS // len(weight))
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; it is a number of rows, at least 1")
+    return LinearLogps.apply(hidden, weight, targets, chunk)
+
+
+def greedy(hidden: Tensor, weight: Tensor) -> Tensor:
+    """The likeliest token after each hidden state: (N, C), (V, C) → (N,). Chunked; no graph."""
+    chunk = max(1, CHUNK_ELEMENTS // len(weight))
+    return torch.cat([(part @ weight.T).argmax(-1) for part in hidden.detach().split(chunk)])
+
+
+def batch_logps(model, batch: Batch, rows=None) -> Tensor:
+    """Log-probs (A, B, T) of a batch's response tokens under the model, differentiable; 0 where the mask is empty."""
+    rows = batch.rows if rows is None else rows
+    hidden = model(rows.tokens, rows.positions, rows.segments).flatten(0, 1)        # (R·L, C)
+    logps = linear_logps(hidden[rows.source[batch.mask]], model.head, rows.y[batch.mask])
+    return torch.zeros(batch.mask.shape, dtype=logps.dtype, device=logps.device).masked_scatter(batch.mask, logps)

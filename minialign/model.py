@@ -1,0 +1,264 @@
+"""One decoder-only Transformer. GPT-2, Llama, Mistral and Qwen2 are values of `Config`, not classes of their own.
+
+It maps tokens (or embeddings) to hidden states and stops there: the vocabulary head, the expensive part of alignment, is in logps.py.
+No dropout, no training loop, no loss, no reading of files.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every number and every switch in which the supported families differ."""
+
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    d_model: int                       # C, the width
+    d_mlp: int                         # F, the width inside the MLP
+    n_kv_head: int | None = None       # G: heads that keep keys and values; None = n_head (no grouping)
+    d_head: int | None = None          # D; None = d_model / n_head
+    max_len: int = 1024                # positions the model was built for
+    norm: str = "rms"                  # "rms" | "layer"
+    norm_eps: float = 1e-5
+    pos: str = "rope"                  # "rope" | "learned"
+    rope_theta: float = 10_000.0
+    rope_scaling: tuple | None = None  # ("linear", factor) | ("llama3", factor, low_freq_factor, high_freq_factor, original_max_len)
+    mlp: str = "swiglu"                # "swiglu" | "gelu" (the tanh form of GPT-2)
+    bias: bool = False                 # in every linear layer of the blocks
+    qkv_bias: bool = False             # in q, k, v only (Qwen2); implied by bias
+    tie: bool = False                  # the head is the embedding table
+    window: int | None = None          # a query sees the last `window` positions, itself included (Mistral v0.1)
+
+    def __post_init__(self):
+        for name, allowed in {"norm": ("rms", "layer"), "pos": ("rope", "learned"), "mlp": ("swiglu", "gelu")}.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"Config.{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        if self.n_kv_head is None:
+            object.__setattr__(self, "n_kv_head", self.n_head)
+        if self.d_head is None:
+            if self.d_model % self.n_head:
+                raise ValueError(f"d_model {self.d_model} is not a multiple of n_head {self.n_head}; give d_head")
+            object.__setattr__(self, "d_head", self.d_model // self.n_head)
+        if self.n_head % self.n_kv_head:
+            raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
+        if self.pos == "rope" and self.d_head % 2:
+            raise ValueError(f"rotary positions turn pairs of numbers, so d_head must be even, not {self.d_head}")
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Config":
+        """The inverse of `dataclasses.asdict` after a trip through JSON, which turns tuples into lists."""
+        known = {f.name for f in fields(cls)}
+        if unknown := set(values) - known:
+            raise ValueError(f"Config has no field {', '.join(sorted(unknown))}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def norm_layer(config: Config) -> nn.Module:
+    return RMSNorm(config.d_model, config.norm_eps) if config.norm == "rms" else nn.LayerNorm(config.d_model, config.norm_eps)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in float32, whatever the model's dtype, then times a weight."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+def rope_frequencies(config: Config) -> Tensor:
+    """Turns per position, (D/2,) float32: θ^(−2i/D), rescaled for models whose context was stretched after training."""
+    D = config.d_head
+    frequency = 1.0 / config.rope_theta ** (torch.arange(0, D, 2, dtype=torch.int64).float() / D)
+    if config.rope_scaling is None:
+        return frequency
+    kind, factor, *rest = config.rope_scaling
+    if kind == "linear":
+        return frequency / factor
+    # Llama 3.1: waves longer than the old context are slowed by `factor`, short ones are kept, those between are blended.
+    low, high, old_len = rest
+    wavelength = 2 * math.pi / frequency
+    blend = ((old_len / wavelength - low) / (high - low)).clamp(0, 1)
+    return (1 - blend) * frequency / factor + blend * frequency
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021) in Hugging Face's pairing: number i turns together with number i + D/2."""
+    a, b = x.chunk(2, dim=-1)                                           # each (R, H, L, D/2)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)    # (R, H, L, D)
+
+
+class Cache:
+    """Keys and values of the tokens read so far, for generation: two tensors (n_layer, R, G, slots, D), allocated once.
+
+    A row's token at position t lives in slot t, and a query at position t sees slots 0..t. So rows of different length need no left
+    padding: what right padding wrote into a slot is overwritten by that row's own token before any query can see it.
+    """
+
+    def __init__(self, config: Config, rows: int, slots: int, dtype=torch.float32, device="cpu"):
+        shape = config.n_layer, rows, config.n_kv_head, slots, config.d_head
+        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.used = 0                                                   # slots that any row has filled
+
+    def store(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes k, v (R, G, L, D) at `positions` (R, L); returns what the layer holds now, (R, G, used, D) each."""
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        self.k[layer][rows, :, positions] = k.transpose(1, 2)
+        self.v[layer][rows, :, positions] = v.transpose(1, 2)
+        return self.k[layer][:, :, : self.used], self.v[layer][:, :, : self.used]
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        C, D, qkv_bias = config.d_model, config.d_head, config.bias or config.qkv_bias
+        self.config = config
+        self.q_proj = nn.Linear(C, config.n_head * D, bias=qkv_bias)
+        self.k_proj = nn.Linear(C, config.n_kv_head * D, bias=qkv_bias)
+        self.v_proj = nn.Linear(C, config.n_kv_head * D, bias=qkv_bias)
+        self.o_proj = nn.Linear(config.n_head * D, C, bias=config.bias)
+
+    def forward(self, x: Tensor, turn, mask: Tensor | None, cache_entry) -> Tensor:
+        R, L, _ = x.shape
+        D = self.config.d_head
+        q = self.q_proj(x).view(R, L, -1, D).transpose(1, 2)            # (R, H, L, D)
+        k = self.k_proj(x).view(R, L, -1, D).transpose(1, 2)            # (R, G, L, D)
+        v = self.v_proj(x).view(R, L, -1, D).transpose(1, 2)            # (R, G, L, D)
+        if turn is not None:
+            q, k = rotate(q, *turn), rotate(k, *turn)
+        if cache_entry is not None:
+            cache, layer, positions = cache_entry
+            k, v = cache.store(layer, positions, k, v)                  # (R, G, used, D)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1])
+        return self.o_proj(h.transpose(1, 2).reshape(R, L, -1))         # (R, L, C)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        C, inner = config.d_model, config.d_mlp
+        if config.mlp == "swiglu":
+            self.gate_proj = nn.Linear(C, inner, bias=config.bias)
+        self.gated = config.mlp == "swiglu"
+        self.up_proj = nn.Linear(C, inner, bias=config.bias)
+        self.down_proj = nn.Linear(inner, C, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up_proj(x)                                            # (R, L, F)
+        inner = F.silu(self.gate_proj(x)) * up if self.gated else F.gelu(up, approximate="tanh")
+        return self.down_proj(inner)                                    # (R, L, C)
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.input_layernorm = norm_layer(config)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = norm_layer(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, turn, mask, cache_entry) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), turn, mask, cache_entry)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    """Tokens (R, L) or embeddings (R, L, C) → hidden states (R, L, C). Parameters carry Hugging Face's Llama names."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.model = nn.ModuleDict({
+            "embed_tokens": nn.Embedding(config.vocab_size, config.d_model),
+            "layers": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            "norm": norm_layer(config),
+        })
+        if config.pos == "learned":
+            self.model["embed_positions"] = nn.Embedding(config.max_len, config.d_model)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie:
+            self.lm_head.weight = self.model["embed_tokens"].weight
+        if self.head.device.type != "meta":                             # a model about to be loaded has nothing to initialise
+            self.initialise()
+
+    def initialise(self, std: float = 0.02) -> None:
+        """GPT-2's start: normal(0, 0.02), and what writes into the residual stream smaller by √(2 · layers)."""
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                nn.init.normal_(p, std=std / math.sqrt(2 * self.config.n_layer) if name.endswith(("o_proj.weight", "down_proj.weight")) else std)
+            elif name.endswith("bias"):
+                nn.init.zeros_(p)
+
+    @property
+    def head(self) -> Tensor:
+        """The vocabulary head's weight, (V, C)."""
+        return self.lm_head.weight
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.model["embed_tokens"](tokens)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Hidden states (R, L, C) after the last norm.
+
+        x          tokens (R, L) or embeddings (R, L, C)
+        positions  (R, L) position ids; None counts 0, 1, 2, … along the row
+        segments   (R, L) for several answers on one row (see data.py): 0 is the prompt, 1, 2, … are answers, −1 is padding. A token sees
+                   what stands before it in the prompt and in its own segment. None: one segment, plain causal attention
+        cache      filled and read at `positions`; generation only, not together with `segments`
+        """
+        if x.dim() == 2 and not x.is_floating_point():
+            x = self.embed(x)                                           # (R, L, C)
+        R, L, C = x.shape
+        if C != self.config.d_model:
+            raise ValueError(f"embeddings are {C} wide, this model is {self.config.d_model} wide")
+        counted = positions is None
+        if counted:
+            positions = torch.arange(L, device=x.device).expand(R, L)   # (R, L)
+        if self.config.pos == "learned":
+            x, turn = x + self.model["embed_positions"](positions), None
+        else:
+            angle = positions[:, None, :, None].float() * rope_frequencies(self.config).to(x.device)    # (R, 1, L, D/2)
+            turn = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        if cache is not None:
+            cache.used = max(cache.used, int(positions.max()) + 1)
+        mask = attention_mask(positions, segments, self.config.window, cache, counted)
+        for i, layer in enumerate(self.model["layers"]):
+            x = layer(x, turn, mask, None if cache is None else (cache, i, positions))
+        return self.model["norm"](x)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """(B, T) tokens → (B, T, V) float32 logits, all of them: for checks and lessons. Training never builds these."""
+        return (self(tokens) @ self.head.T).float()
+
+
+def attention_mask(positions: Tensor, segments: Tensor | None, window: int | None, cache: Cache | None, counted: bool) -> Tensor | None:
+    """Who may look at whom: bool (R, 1, L, keys), True = visible; None stands for plain causal attention, the fast case.
+
+    Order on the row decides before and after (every row is written prompt first, then answer by answer); the position ids decide distance.
+    """
+    L = positions.shape[1]
+    if cache is not None:
+        distance = positions[:, :, None] - torch.arange(cache.used, device=positions.device)            # (R, L, used)
+        visible = distance >= 0
+    else:
+        if segments is None and (window is None or (counted and L <= window)):
+            return None
+        distance = positions[:, :, None] - positions[:, None, :]                                        # (R, L, L)
+        visible = torch.ones(L, L, dtype=torch.bool, device=positions.device).tril().expand_as(distance)
+        if segments is not None:
+            query, key = segments[:, :, None], segments[:, None, :]
+            visible = visible & ((key == 0) | (key == query))
+    if window is not None:
+        visible = visible & (distance < window)
+    return visible[:, None]
