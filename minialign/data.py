@@ -1,7 +1,7 @@
 """JSONL → Example → Batch: the only place that renders, shifts and masks.
 
-An `Example` is a prompt with its answers, answer 0 the wanted one, as token ids. A `Batch` is what a method weighs, and carries in `rows`
-what the network reads. No padding token, no label −100: a mask says which token is a response token.
+An `Example` is a prompt with its answers, answer 0 the wanted one, as token ids. A `Batch` is what a method weighs, and carries
+in `rows` what the network reads. No padding token, no label −100: a mask says which token is a response token.
 """
 
 import json
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from minialign.model import Config
-
 
 # ---------------------------------------------------------------------------------------------------- what a method sees
 
@@ -35,6 +34,7 @@ class Rows:
     segments: Tensor | None     # (R, L) int: 0 prompt, 1.. answers, −1 padding; None when every row holds one answer
     y: Tensor                   # (A, B, T) int, the response tokens
     source: Tensor              # (A, B, T) int, which of the R·L hidden states predicts y
+    mask: Tensor                # (A, B, T) bool, where y is a token of an answer
     guesses: Tensor | None = None   # (A, B, T) int, the policy's own greedy tokens (IFT)
 
 
@@ -68,7 +68,8 @@ class Batch:
 
     def part(self, begin: int, end: int) -> "Batch":
         """Examples begin..end−1 as a batch of their own that still divides by the counts of the whole."""
-        cut = {name: None if getattr(self, name) is None else getattr(self, name)[:, begin:end] for name in ("mask", "ref_logps", "rewards")}
+        values = {name: getattr(self, name) for name in ("mask", "ref_logps", "rewards")}
+        cut = {name: None if x is None else x[:, begin:end] for name, x in values.items()}
         return replace(self, **cut, index=self.index[begin:end], rows=None)
 
     def to(self, device) -> "Batch":
@@ -102,8 +103,8 @@ class Example:
 def shared_row_pays(examples: list[Example], config: Config) -> bool:
     """Is one row per prompt cheaper than one row per answer? Multiply-adds of one layer, counted, padding included.
 
-    Sharing computes the prompt once, but its attention mask has blocks, and the masked attention computes the full L × L square where the
-    plain causal one computes half. So it pays for long prompts, many answers and wide models.
+    Sharing computes the prompt once, but its attention mask has blocks, and the masked attention computes the full L × L square
+    where the plain causal one computes half. So it pays for long prompts, many answers and wide models.
     """
     C, D = config.d_model, config.d_head
     linear = 2 * C * D * (config.n_head + config.n_kv_head) + (3 if config.mlp == "swiglu" else 2) * C * config.d_mlp
@@ -120,17 +121,13 @@ def shared_row_pays(examples: list[Example], config: Config) -> bool:
 def collate(examples: list[Example], shared: bool = False, counts: Counts | None = None) -> Batch:
     """Examples → Batch. `shared`: one row per prompt with all its answers, else one row per answer. No log-prob depends on it.
 
-    The last token of an answer is predicted but never read, so it is not on the row. The last prompt token predicts the first token of
-    every answer; from then on each answer token predicts the next one.
+    The last token of an answer is predicted but never read, so it is not on the row. The last prompt token predicts the first
+    token of every answer; from then on each answer token predicts the next one.
     """
     if any(not e.prompt for e in examples):
         raise ValueError("a prompt without tokens: nothing predicts the first token of the answer")
-    A, B = max(len(e.answers) for e in examples), len(examples)
+    A = max(len(e.answers) for e in examples)
     T = max(len(a) for e in examples for a in e.answers)
-    mask = torch.zeros(A, B, T, dtype=torch.bool)
-    for b, e in enumerate(examples):
-        for a, answer in enumerate(e.answers):
-            mask[a, b, : len(answer)] = True
     per_answer = {}
     for name in "ref_logps", "rewards":
         lists = [getattr(e, name) for e in examples]
@@ -142,7 +139,7 @@ def collate(examples: list[Example], shared: bool = False, counts: Counts | None
         kl["kl_rows"] = lay_out([(e.prompt, [e.kl_answer]) for e in examples], 1, max(len(e.kl_answer) for e in examples), False)
         if all(e.kl_ref_logp is not None for e in examples):
             kl["kl_ref_logps"] = torch.tensor([e.kl_ref_logp for e in examples])
-    return Batch(mask, torch.tensor([e.index for e in examples]), **per_answer, counts=counts, rows=rows, **kl)
+    return Batch(rows.mask, torch.tensor([e.index for e in examples]), **per_answer, counts=counts, rows=rows, **kl)
 
 
 def lay_out(pairs: list[tuple[list[int], list[list[int]]]], A: int, T: int, shared: bool) -> Rows:
@@ -157,6 +154,7 @@ def lay_out(pairs: list[tuple[list[int], list[list[int]]]], A: int, T: int, shar
     segments = torch.full((len(groups), L), -1)
     y = torch.zeros(A, len(pairs), T, dtype=torch.long)
     source = torch.zeros(A, len(pairs), T, dtype=torch.long)
+    mask = torch.zeros(A, len(pairs), T, dtype=torch.bool)
     for r, (b, prompt, group) in enumerate(groups):
         P = len(prompt)
         tokens[r, :P], positions[r, :P], segments[r, :P] = torch.tensor(prompt), torch.arange(P), 0
@@ -167,16 +165,17 @@ def lay_out(pairs: list[tuple[list[int], list[list[int]]]], A: int, T: int, shar
             tokens[r, here] = torch.tensor(answer[:-1], dtype=torch.long)
             positions[r, here] = torch.arange(P, P + n - 1)
             segments[r, here] = a + 1
-            y[a, b, :n] = torch.tensor(answer)
+            y[a, b, :n], mask[a, b, :n] = torch.tensor(answer), True
             source[a, b, 0] = r * L + P - 1
             source[a, b, 1:n] = r * L + torch.arange(begin, begin + n - 1)
             begin += n - 1
-    return Rows(tokens, positions, segments if shared else None, y, source)
+    return Rows(tokens, positions, segments if shared else None, y, source, mask)
 
 
 # ---------------------------------------------------------------------------------------------------- reading files
 
-FORMATS = '{"prompt", "completion"}, {"prompt", "chosen", "rejected"}, {"messages"}, {"prompt", "completion", "label"} or {"text"}'
+FORMATS = ('{"prompt", "completion"}, {"prompt", "chosen", "rejected"}, {"messages"}, '
+           '{"prompt", "completion", "label"} or {"text"}')
 
 
 def read_jsonl(path) -> list[tuple[str, dict]]:
@@ -198,7 +197,8 @@ def read_jsonl(path) -> list[tuple[str, dict]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error.msg}, column {error.colno}); every line must be one JSON object") from None
+            raise ValueError(f"{where}: not JSON ({error.msg}, column {error.colno}); "
+                             "every line must be one JSON object") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where}: a JSON {type(row).__name__}, not an object; expected {FORMATS}")
         rows.append((where, row))
@@ -213,7 +213,7 @@ def split_row(where: str, row: dict) -> tuple[object, list]:
         value = row[key]
         if not isinstance(value, (str, list)) or (isinstance(value, list) and not all(isinstance(m, dict) for m in value)):
             raise ValueError(f"{where}: '{key}' must be a string or a list of messages, not {json.dumps(value)[:60]}")
-        if isinstance(value, list) and not all(isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value):
+        if isinstance(value, list) and not all(isinstance(m.get(part), str) for m in value for part in ("role", "content")):
             raise ValueError(f'{where}: every message in \'{key}\' must be {{"role": "…", "content": "…"}}')
         if not value or (isinstance(value, str) and not value.strip() and key != "prompt"):
             if not (key == "prompt" and isinstance(value, str)):
@@ -232,14 +232,16 @@ def split_row(where: str, row: dict) -> tuple[object, list]:
     elif "messages" in keys:
         messages = get("messages")
         if not isinstance(messages, list) or messages[-1]["role"] != "assistant" or len(messages) < 2:
-            raise ValueError(f"{where}: 'messages' must be a conversation that ends with an assistant message; that one is trained")
+            raise ValueError(f"{where}: 'messages' must be a conversation that ends with an assistant message; "
+                             "that one is trained")
         prompt, answers = messages[:-1], [messages[-1:]]
     elif "text" in keys:
         prompt, answers = "", [get("text")]
     else:
         raise ValueError(f"{where}: found the keys {', '.join(sorted(keys)) or '(none)'}; expected {FORMATS}")
     if any(answer is not None and type(answer) is not type(prompt) for answer in answers):
-        raise ValueError(f"{where}: the prompt is a {kind(prompt)} and an answer is not; write both as strings or both as message lists")
+        raise ValueError(f"{where}: the prompt is a {kind(prompt)} and an answer is not; "
+                         "write both as strings or both as message lists")
     return prompt, answers
 
 
@@ -248,19 +250,22 @@ def kind(value) -> str:
 
 
 def encode_prompt(tokenizer, prompt) -> list[int]:
-    """Token ids of a prompt: a string as it stands, messages through the chat template with the opening of the assistant's turn."""
+    """Token ids of a prompt: a string as it stands,
+    messages through the chat template with the opening of the assistant's turn.
+    """
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt)
     else:
         ids = tokenizer.encode(tokenizer.render(prompt, add_generation_prompt=True), add_special_tokens=False)
-    return ids or [tokenizer.eos_id]        # an empty prompt in a model without a begin token: what ends a text also opens one, as in GPT-2
+    # An empty prompt in a model without a begin token: what ends a text also opens one, as in GPT-2.
+    return ids or [tokenizer.eos_id]
 
 
 def encode_answer(tokenizer, prompt, answer, finished: bool = True) -> list[int]:
     """Token ids of an answer, ending in exactly one end-of-sequence token (none if the answer was cut off: finished = False).
 
-    Strings are tokenized together with their prompt, so that the tokens are those the model would see in running text; where a token
-    would straddle the border, the answer is tokenized alone.
+    Strings are tokenized together with their prompt, so that the tokens are those the model would see in running text; where a
+    token would straddle the border, the answer is tokenized alone.
     """
     if isinstance(prompt, str):
         before, whole, special = prompt, prompt + answer, True
@@ -268,19 +273,22 @@ def encode_answer(tokenizer, prompt, answer, finished: bool = True) -> list[int]
         before = tokenizer.render(prompt, add_generation_prompt=True)
         whole, special = tokenizer.render(prompt + answer, add_generation_prompt=False), False
         if not whole.startswith(before):
-            raise ValueError("the chat template renders the prompt differently once an answer follows; give prompt and answer as strings")
+            raise ValueError("the chat template renders the prompt differently once an answer follows; "
+                             "give prompt and answer as strings")
     prefix, ids = tokenizer.encode(before, special), tokenizer.encode(whole, special)
     ids = ids[len(prefix):] if ids[: len(prefix)] == prefix else tokenizer.encode(whole[len(before):], False)
     eos = tokenizer.eos_id
     if eos is None:
         return ids
-    while eos in ids:                        # what the template writes after the end, say a newline, is never generated: it goes too
+    while eos in ids:                   # what the template writes after the end, say a newline, is never generated: it goes too
         ids = ids[: len(ids) - 1 - ids[::-1].index(eos)]
     return ids + [eos] if finished else ids
 
 
 def truncate(prompt: list[int], answers: list[list[int]], max_len: int) -> tuple[list[int], list[list[int]], bool]:
-    """Fit prompt + longest answer into max_len tokens: the prompt loses its beginning, but not below max_len / 2; then answers lose their end."""
+    """Fit prompt + longest answer into max_len tokens: the prompt loses its beginning, but not below max_len / 2;
+    then answers lose their end.
+    """
     longest = max(len(a) for a in answers)
     if len(prompt) + longest <= max_len:
         return prompt, answers, False
@@ -310,16 +318,18 @@ def load_examples(path, tokenizer, max_len: int, negatives=None, k: int | None =
                 ref_logps = [0.0] + [s["ref_logp"] for s in sampled]
         try:
             ids = encode_prompt(tokenizer, prompt)
-            answers = [[] if t is None else encode_answer(tokenizer, prompt, t, f) for t, f in zip(texts, finished)]
+            answers = [[] if t is None else encode_answer(tokenizer, prompt, t, f) for t, f in zip(texts, finished, strict=True)]
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        if any(t is not None and len(a) == 0 for t, a in zip(texts, answers)):
+        if any(t is not None and len(a) == 0 for t, a in zip(texts, answers, strict=True)):
             raise ValueError(f"{where}: an answer has no tokens; remove the line or fill it in")
         ids, answers, cut = truncate(ids, answers, max_len)
         truncated += cut
-        examples.append(Example(len(examples), ids, answers, None if cut else ref_logps, rewards, text={"prompt": prompt, "answers": texts}))
+        text = {"prompt": prompt, "answers": texts}
+        examples.append(Example(len(examples), ids, answers, None if cut else ref_logps, rewards, text=text))
     if unmatched:
-        raise ValueError(f"{unmatched}: no negatives for this prompt in {negatives}; make them with 'minialign sample --data {path} --out {negatives}'")
+        raise ValueError(f"{unmatched}: no negatives for this prompt in {negatives}; "
+                         f"make them with 'minialign sample --data {path} --out {negatives}'")
     return examples, truncated
 
 
@@ -340,8 +350,8 @@ def read_negatives(path) -> dict[str, list[dict]]:
                 raise ValueError(f"{where}: '{name}' must be a list with one value per answer, {len(texts)} here")
         if any(x is not None and not math.isfinite(x) for x in lists["ref_logps"]):
             raise ValueError(f"{where}: 'ref_logps' holds a number that is not finite")
-        for text, finished, ref_logp in zip(texts, lists["finished"], lists["ref_logps"]):
-            if not text:
-                raise ValueError(f"{where}: an empty answer; remove it from 'negatives'")
+        for text, finished, ref_logp in zip(texts, lists["finished"], lists["ref_logps"], strict=True):
+            if not isinstance(text, str) or not (text or finished):
+                raise ValueError(f"{where}: an answer that is no text, or empty and cut off; remove it from 'negatives'")
             pool.setdefault(as_key(row["prompt"]), []).append({"text": text, "finished": finished, "ref_logp": ref_logp})
     return pool

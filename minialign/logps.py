@@ -8,18 +8,16 @@ Both use: log-prob = z_y − logsumexp z, and ∂(log-prob)/∂z = onehot − so
 import torch
 from torch import Tensor
 
-from minialign.data import Batch
+from minialign.data import Batch, Rows
+from minialign.model import wide
 
 CHUNK_ELEMENTS = 2**24      # logits a chunk may hold: 64 MB in float32
 
 
-def wide(x: Tensor) -> Tensor:
-    """float32 or wider, whatever the model's dtype."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """hidden (N, C), weight (V, C), targets (N,) → log-probs of the targets (N,), and of the whole vocabulary (N, V) to push with."""
+    """hidden (N, C), weight (V, C), targets (N,) → log-probs of the targets (N,),
+    and of the whole vocabulary (N, V) to push with.
+    """
     log_p = wide(hidden @ weight.T).log_softmax(-1)                     # (N, V)
     return log_p.gather(1, targets[:, None])[:, 0], log_p
 
@@ -34,7 +32,8 @@ def push(log_p: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 def fused_pass(model, method, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Add the gradient of the method's loss to the parameters' `.grad`.
 
-    Returns the loss (), the log-probs (A, B, T) and info, its per-example numbers (B,) joined. Only one example's logits are alive at a time.
+    Returns the loss (), the log-probs (A, B, T) and info, its per-example numbers (B,) joined. Logits are alive for one example
+    at a time (for several at once if all theirs together are small).
     """
     batch = method.prepare(model, batch)
     rows, head = batch.rows, model.head.detach()
@@ -44,21 +43,33 @@ def fused_pass(model, method, batch: Batch) -> tuple[Tensor, Tensor, dict[str, T
     d_head = torch.zeros_like(head, dtype=d_states.dtype)
     logps = torch.zeros(batch.mask.shape, dtype=d_states.dtype, device=head.device)
     loss, infos = 0.0, []
-    for b in range(len(batch)):
-        mask = batch.mask[:, b : b + 1]                                             # (A, 1, T)
-        source, targets = rows.source[:, b : b + 1][mask], rows.y[:, b : b + 1][mask]   # (N,)
+    for begin, end in parts(batch, len(head)):
+        here = slice(begin, end)
+        mask = batch.mask[:, here]                                                  # (A, b, T)
+        source, targets = rows.source[:, here][mask], rows.y[:, here][mask]         # (N,)
         h = states[source]                                                          # (N, C)
-        logps[:, b : b + 1][mask], log_p = score(h, head, targets)
-        part, weights, info = method.weigh(logps[:, b : b + 1], batch.part(b, b + 1))
+        logps[:, here][mask], log_p = score(h, head, targets)
+        part_loss, weights, info = method.weigh(logps[:, here], batch.part(begin, end))
         d_logits = push(log_p, targets, weights[mask]).to(head.dtype)               # (N, V)
         d_states.index_add_(0, source, (d_logits @ head).to(d_states.dtype))
         d_head += d_logits.T @ h
-        loss, infos = loss + part, infos + [info]
+        loss, infos = loss + part_loss, infos + [info]
     if model.head.requires_grad:
         d_head = d_head.to(head.dtype)
         model.head.grad = d_head if model.head.grad is None else model.head.grad + d_head
     hidden.backward(d_states.view_as(hidden).to(hidden.dtype))                      # the chain rule goes on into the network
     return loss, logps, {name: torch.cat([info[name] for info in infos]) for name in infos[0]}
+
+
+def parts(batch: Batch, V: int) -> list[tuple[int, int]]:
+    """Cut the examples into runs whose logits together stay below CHUNK_ELEMENTS; an example is never cut."""
+    cuts, held = [0], 0
+    for b, tokens in enumerate(batch.mask.sum((0, 2)).tolist()):
+        held += tokens * V
+        if held > CHUNK_ELEMENTS and b > cuts[-1]:
+            cuts.append(b)
+            held = tokens * V
+    return list(zip(cuts, cuts[1:] + [len(batch)], strict=True))
 
 
 class LinearLogps(torch.autograd.Function):
@@ -93,8 +104,8 @@ class LinearLogps(torch.autograd.Function):
 def linear_logps(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None = None) -> Tensor:
     """log softmax(hidden @ weightᵀ)[targets], differentiable, without ever holding the N × V logits.
 
-    hidden (N, C), weight (V, C), targets (N,) int → (N,) float32 (float64 for float64 input). Rows go through `chunk` at a time; all that is
-    kept for the backward pass is one logsumexp per row.
+    hidden (N, C), weight (V, C), targets (N,) int → (N,) float32 (float64 for float64 input). Rows go through `chunk` at a time;
+    all that is kept for the backward pass is one logsumexp per row.
     """
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
         shapes = ", ".join(str(tuple(x.shape)) for x in (hidden, weight, targets))
@@ -112,9 +123,11 @@ def greedy(hidden: Tensor, weight: Tensor) -> Tensor:
     return torch.cat([(part @ weight.T).argmax(-1) for part in hidden.detach().split(chunk)])
 
 
-def batch_logps(model, batch: Batch, rows=None) -> Tensor:
-    """Log-probs (A, B, T) of a batch's response tokens under the model, differentiable; 0 where the mask is empty."""
+def batch_logps(model, batch: Batch, rows: Rows | None = None) -> Tensor:
+    """Log-probs (A, B, T) of a batch's response tokens (or of other rows', KTO's) under the model,
+    differentiable; 0 where no token is.
+    """
     rows = batch.rows if rows is None else rows
     hidden = model(rows.tokens, rows.positions, rows.segments).flatten(0, 1)        # (R·L, C)
-    logps = linear_logps(hidden[rows.source[batch.mask]], model.head, rows.y[batch.mask])
-    return torch.zeros(batch.mask.shape, dtype=logps.dtype, device=logps.device).masked_scatter(batch.mask, logps)
+    logps = linear_logps(hidden[rows.source[rows.mask]], model.head, rows.y[rows.mask])
+    return torch.zeros(rows.mask.shape, dtype=logps.dtype, device=logps.device).masked_scatter(rows.mask, logps)

@@ -1,10 +1,11 @@
 """One decoder-only Transformer. GPT-2, Llama, Mistral and Qwen2 are values of `Config`, not classes of their own.
 
 It maps tokens (or embeddings) to hidden states and stops there: the vocabulary head, the expensive part of alignment, is in logps.py.
-No dropout, no training loop, no loss, no reading of files.
+It also generates, since that needs nothing but the network. No dropout, no training loop, no loss, no reading of files.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -59,6 +60,11 @@ class Config:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
+def wide(x: Tensor) -> Tensor:
+    """float32 or wider, whatever the model's dtype."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def norm_layer(config: Config) -> nn.Module:
     return RMSNorm(config.d_model, config.norm_eps) if config.norm == "rms" else nn.LayerNorm(config.d_model, config.norm_eps)
 
@@ -72,8 +78,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        z = wide(x)
+        return self.weight * (z * torch.rsqrt(z.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
 def rope_frequencies(config: Config) -> Tensor:
@@ -240,6 +246,65 @@ class Transformer(nn.Module):
     def logits(self, tokens: Tensor) -> Tensor:
         """(B, T) tokens → (B, T, V) float32 logits, all of them: for checks and lessons. Training never builds these."""
         return (self(tokens) @ self.head.T).float()
+
+
+    @torch.no_grad()
+    def stream(self, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+               stop: tuple[int, ...] = (), lengths: Tensor | None = None, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+        """Continue prompts (R, L), right-padded to `lengths` (R,) if ragged; yields the next token of every row, (R,), until all have stopped.
+
+        temperature 0 is greedy. A row that has produced a token of `stop` repeats it from then on.
+        """
+        if tokens.dim() != 2 or tokens.shape[1] == 0:
+            raise ValueError(f"tokens must be (rows, length) with at least one token to continue from, not {tuple(tokens.shape)}")
+        if self.config.pos == "learned" and tokens.shape[1] + max_new_tokens > self.config.max_len:
+            raise ValueError(f"{tokens.shape[1]} prompt tokens and {max_new_tokens} new ones exceed the {self.config.max_len} learned positions")
+        R, L = tokens.shape
+        lengths = torch.full((R,), L, device=tokens.device) if lengths is None else lengths
+        stops = torch.tensor(stop, dtype=torch.long, device=tokens.device)
+        cache = Cache(self.config, R, L + max_new_tokens, self.head.dtype, tokens.device)
+        hidden = self(tokens, torch.arange(L, device=tokens.device).expand(R, L), cache=cache)              # (R, L, C)
+        hidden = hidden[torch.arange(R, device=tokens.device), lengths - 1]                                 # (R, C)
+        stopped, new = torch.zeros(R, dtype=torch.bool, device=tokens.device), tokens[:, 0]
+        for step in range(max_new_tokens):
+            new = torch.where(stopped, new, choose((hidden @ self.head.T).float(), temperature, top_k, top_p, generator))   # (R,)
+            stopped = stopped | torch.isin(new, stops)
+            yield new
+            if stopped.all() or step == max_new_tokens - 1:
+                return
+            hidden = self(new[:, None], (lengths + step)[:, None], cache=cache)[:, 0]                       # (R, C)
+
+    def generate(self, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+                 stop: tuple[int, ...] = (), lengths: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Prompts (R, L) with their continuations, (R, L + new). Arguments as in `stream`.
+
+        In ragged batches a row's new tokens follow its own prompt, at `lengths`; what is right of them is 0.
+        """
+        new = list(self.stream(tokens, max_new_tokens, temperature, top_k, top_p, stop, lengths, generator))
+        if lengths is None:
+            return torch.cat([tokens, *(column[:, None] for column in new)], 1)
+        whole = F.pad(tokens, (0, len(new)))
+        whole = whole * (torch.arange(whole.shape[1], device=tokens.device) < lengths[:, None])
+        for step, column in enumerate(new):
+            whole.scatter_(1, (lengths + step)[:, None], column[:, None])
+        return whole
+
+
+def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None) -> Tensor:
+    """One token per row of logits (R, V): the likeliest at temperature 0, else a draw.
+
+    top_k keeps the k likeliest tokens; top_p keeps the likeliest ones whose mass, without the last of them, stays below p.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+    p = logits.softmax(-1)
+    if top_p is not None and top_p < 1:
+        ranked, order = p.sort(descending=True)
+        p = p.masked_fill(torch.zeros_like(p, dtype=torch.bool).scatter(1, order, ranked.cumsum(-1) - ranked >= top_p), 0.0)
+    return torch.multinomial(p, 1, generator=generator)[:, 0]
 
 
 def attention_mask(positions: Tensor, segments: Tensor | None, window: int | None, cache: Cache | None, counted: bool) -> Tensor | None:

@@ -49,16 +49,21 @@ def cases(kind):
 @cases("sequence")
 def test_pairs(case):
     x, expected = case["inputs"], case["expected"]
-    default = [1] * len(x["logp_w"])
-    logps, mask = answers([x["logp_w"], x["logp_l"]], [x.get("len_w", default), x.get("len_l", default)])
+    good, bad, B = len(x["logp_w"]), len(x["logp_l"]), max(len(x["logp_w"]), len(x["logp_l"]))     # KTO is unpaired: the rest are absent
+
+    def pair(w, l, filler):
+        return [w + [filler] * (B - good), l + [filler] * (B - bad)]
+
+    lengths = pair(x.get("len_w", [1] * good), x.get("len_l", [1] * bad), 0)
+    logps, mask = answers(pair(x["logp_w"], x["logp_l"], math.nan), lengths)
     optional = {"kl_logps": "kl_logp", "kl_ref_logps": "kl_ref_logp"}
-    batch = Batch(mask, ref_logps=tensor([x["ref_logp_w"], x["ref_logp_l"]]) if "ref_logp_w" in x else None,
+    batch = Batch(mask, ref_logps=tensor(pair(x["ref_logp_w"], x["ref_logp_l"], math.nan)) if "ref_logp_w" in x else None,
                   **{ours: tensor(x[theirs]) for ours, theirs in optional.items() if theirs in x})
     if case["hyper"].get("sign") == -1:
         pytest.skip("the SimPO table's sign of R-DPO; ours is the paper's")
     loss, weights, info = build(case).weigh(logps, batch)
     close(loss, expected["loss"])
-    close(per_answer(weights, mask), [expected["g_w"], expected["g_l"]])
+    close(per_answer(weights, mask), pair(expected["g_w"], expected["g_l"], 0.0))
     if "per_example" in expected and "loss_per_example" in info and case["method"] != "kto":
         close(info["loss_per_example"], expected["per_example"])
 

@@ -13,19 +13,20 @@ from minialign.methods.method import Method, spread, sums_and_lengths
 class DFT(Method):
     """Discriminative fine-tuning (arXiv 2502.18679; not Dynamic Fine-Tuning).
 
-    Make the wanted answer y₀ win among all answers, P_d(y₀|x) = exp(s₀/τ) / Σ_y exp(s_y/τ), with score s = log-prob of the answer:
+    Make the wanted answer y₀ win among all answers, P_d(y₀|x) = exp(s₀/τ) / Σ_y exp(s_y/τ), with score s = its log-prob:
         F = −s₀ + τ log u,      u = Σ_y exp(s_y/τ) = E_{y ~ P_ref} exp(s_y/τ) / P_ref(y)                       (eqs. 6, 9)
     The sum over all answers is an expectation over answers drawn once from the frozen reference model. K of them give
         d_j = s_j/τ − log P_ref(y_j),       û = mean_j exp(d_j),       u ← (1−γ) u + γ û                       (eqs. 10, 12)
     one number u per training example, kept as log u and starting at log u = 0. By hand, with u held fixed once updated:
         −∂F/∂s₀ = 1                     −∂F/∂s_j = −ω_j,     ω_j = exp(d_j) / (K u)                            (eq. 13)
-    By eye:    at γ = 1 the K pushes down add up to one push up; for γ < 1 to at most 1/γ. At the start, where the policy still is the
-               reference and τ = 1, every d_j is 0 and u stays 1.
-    Careful:   autograd through u would shrink every push down by the factor γ — a silent bug. The loss printed here is F; released code
-               prints a surrogate whose value means nothing. With τ = 1 the exact u is Σ_y P(y) = 1: then F is SFT's loss, and all that
-               differs from SFT comes from the finite pool of answers and from the running average.
-    State:     `log_u` (n_examples,) float64 belongs into checkpoints. While `frozen` (evaluation) it is read and not written. An example
-               that occurs twice in a batch is visited twice, in order, as in two batches (released code: the last one wins).
+    By eye:    at γ = 1 the K pushes down add up to one push up; for γ < 1 to at most 1/γ. At the start, where the policy still
+               is the reference and τ = 1, every d_j is 0 and u stays 1.
+    Careful:   autograd through u would shrink every push down by the factor γ — a silent bug. The loss printed here is F;
+               released code prints a surrogate whose value means nothing. With τ = 1 the exact u is Σ_y P(y) = 1: then F is
+               SFT's loss, and all that differs from SFT comes from the finite pool of answers and from the running average.
+    State:     `log_u` (n_examples,) float64 belongs into checkpoints. While `frozen` (evaluation) it is read and not written. An
+               example that occurs twice in a batch is visited twice, in order, as in two batches (released code: the last one
+               wins).
     """
 
     needs = ("negatives", "reference")
@@ -43,13 +44,14 @@ class DFT(Method):
         self.log_u = torch.zeros(self.n_examples, dtype=torch.float64)
 
     def score(self, l: Tensor, n: Tensor, batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores s (A, B), d = log of what the running average averages (A, B), and how much of a push on s one token gets (A, B)."""
+        """Scores s (A, B), d = log of what the running average averages (A, B), and what one token gets of a push on s (A, B)."""
         if batch.ref_logps is None:
-            raise ValueError("dft needs the reference model's log-prob of every negative; 'minialign sample' writes them (dft2 needs none)")
+            raise ValueError("dft needs the reference model's log-prob of every negative (ref_logps); 'minialign sample' writes them, "
+                             "'minialign train' computes missing ones (dft2 needs none)")
         return l, l / self.tau - batch.ref_logps.to(l), torch.ones_like(l)
 
     def weigh(self, logps, batch):
-        l, n = sums_and_lengths(logps, batch, 0)                        # (A, B)
+        l, n = sums_and_lengths(logps, batch)                           # (A, B)
         present = n[1:] > 0                                             # (K, B)
         if not present.any(0).all():
             raise ValueError("dft and dft2 need at least one negative per prompt; draw them with 'minialign sample'")
@@ -67,11 +69,11 @@ class DFT(Method):
     def update(self, index: Tensor, log_mean: Tensor) -> Tensor:
         """u ← (1−γ) u + γ û in logs, one visit after the other; returns log u after each visit, (B,) float64 on the CPU."""
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self.log_u):
-            raise ValueError(f"example {int(index.max())} has no running average: build the method with n_examples = size of the data set")
+            raise ValueError(f"example {int(index.max())} has no running average: n_examples must be the size of the data set")
         log_keep = math.log1p(-self.gamma) if self.gamma < 1 else -math.inf
         table = self.log_u.clone() if self.frozen else self.log_u
         visited = torch.empty(len(index), dtype=torch.float64)
-        for b, (i, new) in enumerate(zip(index.tolist(), (math.log(self.gamma) + log_mean).cpu())):
+        for b, (i, new) in enumerate(zip(index.tolist(), (math.log(self.gamma) + log_mean).cpu(), strict=True)):
             visited[b] = table[i] = torch.logaddexp(log_keep + table[i].to(new), new)
         return visited
 
@@ -90,8 +92,8 @@ class DFT2(DFT):
 
         F = −a₀ + τ log u,      d_j = a_j/τ,        −∂F/∂a₀ = 1,       −∂F/∂a_j = −ω_j,        then 1/n per token
     By eye:    at γ = 1 F is a softmax classifier, τ log mean_j exp((a_j − a₀)/τ); τ → ∞ spreads the push down evenly.
-    Careful:   d starts far below 0 here, so u₀ = 1 is no natural start: it fades only as (1−γ)^visits, and mutes the first pushes down.
-               Released code adds 1e-8 to n, the paper does not; an empty answer is an error here.
+    Careful:   d starts far below 0 here, so u₀ = 1 is no natural start: it fades only as (1−γ)^visits, and mutes the first
+               pushes down. Released code adds 1e-8 to n, the paper does not; an empty answer is an error here.
     """
 
     needs = ("negatives",)

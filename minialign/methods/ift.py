@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minialign.logps import greedy
-from minialign.methods.method import Method
+from minialign.methods.method import Method, sums_and_lengths
 
 
 def discounted_tail(x: Tensor, gamma: float) -> Tensor:
@@ -28,7 +28,7 @@ def discounted_head(x: Tensor, gamma: float) -> Tensor:
 class IFT(Method):
     """Intuitive fine-tuning (arXiv 2405.11870; not instruction fine-tuning).
 
-    1. Temporal residual connection (eq. 17). Ask the policy, without a graph, for its greedy guess g_t at every response token y_t, then read
+    1. Temporal residual connection (eq. 17). Ask the policy, without a graph, for its greedy guess g_t at every response token y_t; read
            (1−λ) E[y_t] + λ E[g_t]      instead of     E[y_t]               (E embeds; prompt tokens stay as they are)
        so that token t+1 is predicted partly from what the policy itself would have said at t.
     2. Relation propagation (Algorithm 1). With c_t = −log-prob of y_t, an early token answers for the losses that follow it:
@@ -38,8 +38,8 @@ class IFT(Method):
     By eye:    γ = 0 switches propagation off: SFT (mean over tokens); with λ = 0 as well IFT *is* SFT.
     Careful:   the weights of late, well-predicted tokens can be negative: c = (3, .1, .1, .1) pushes tokens 2 to 4 DOWN. Detached
                weights never do. γ = 0 is not the limit γ → 0, which would be Σc²/Σc.
-    Differs:   released code reads E from a frozen copy, so the embedding table learns nothing from the input side; here it learns as in
-               SFT, which makes λ = 0 exactly SFT. The distance t − i counts masked tokens too, as there.
+    Differs:   released code reads E from a frozen copy, so the embedding table learns nothing from the input side; here it
+               learns as in SFT, which makes λ = 0 exactly SFT. The distance t − i counts masked tokens too, as there.
     """
 
     lam: float = 0.2
@@ -68,13 +68,11 @@ class IFT(Method):
         # Response token t is read at the very place that predicts token t+1.
         read = batch.mask[..., 1:]                                      # (A, B, T−1)
         guessed = rows.tokens.flatten().scatter(0, rows.source[..., 1:][read], rows.guesses[..., :-1][read]).view_as(rows.tokens)
-        return torch.lerp(model.embed(rows.tokens), model.embed(guessed), self.lam)     # (R, L, C); prompt tokens are their own guess
+        return torch.lerp(model.embed(rows.tokens), model.embed(guessed), self.lam)     # (R, L, C); a prompt token is its own guess
 
     def weigh(self, logps, batch):
+        n = sums_and_lengths(logps, batch)[1][0, :, None]               # (B, 1)
         m = batch.mask[0].to(logps.dtype)                               # (B, T)
-        n = m.sum(-1, keepdim=True)                                     # (B, 1)
-        if (n == 0).any():
-            raise ValueError(f"example {int(batch.index[(n == 0).flatten()][0])} has no answer 0; ift imitates the wanted answer")
         c = torch.where(batch.mask[0], -logps[0], 0.0)                  # (B, T)
         S = discounted_tail(c, self.gamma) * m
         Z = S.sum(-1, keepdim=True)                                     # (B, 1)
@@ -96,12 +94,13 @@ class IFTEq21(IFT):
     """IFT's loss as equation 21 prints it: a double sum, which favours LATE tokens where Algorithm 1 favours early ones.
 
         L = Σ_n Σ_{i≥n} γ^(i−n) c_i  =  Σ_i c_i C_i,      C_i = Σ_{n≤i} γ^(i−n)  (= i+1 at γ = 1),      −∂L/∂logp_i = C_i
-    Summed over the answer, averaged over examples. The decay γ is ours; the equation has none (γ = 1). No released code computes this.
+    Summed over the answer, averaged over examples. The decay γ is ours; the equation has none (γ = 1). No released code has this.
     """
 
     gamma: float = 1.0
 
     def weigh(self, logps, batch):
+        sums_and_lengths(logps, batch)                                  # every example must have a wanted answer
         m = batch.mask[0].to(logps.dtype)                               # (B, T)
         weights = torch.zeros_like(logps)
         weights[0] = discounted_head(m, self.gamma) * m / batch.counts.examples

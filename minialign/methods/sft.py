@@ -26,7 +26,7 @@ class SFT(Method):
             raise ValueError(f"reduction is {self.reduction!r}; choose seq_mean, seq_sum or token_mean")
 
     def weigh(self, logps, batch):
-        l, n = sums_and_lengths(logps, batch, 0)                        # (A, B)
+        l, n = sums_and_lengths(logps, batch)                           # (A, B)
         push = torch.zeros_like(l)
         push[0] = {
             "seq_mean": 1 / (batch.counts.examples * n[0].to(l.dtype)),

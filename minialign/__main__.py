@@ -1,0 +1,150 @@
+"""The command line: python -m minialign VERB … . Torch is imported by the verb when its work starts, so -h answers at once."""
+
+import argparse
+import sys
+from dataclasses import dataclass, fields
+from importlib import import_module
+
+from minialign.cli import add_flags, arg, exit_status
+
+METHOD_NAMES = ("sft", "asft", "dft", "dft2", "ift", "dpo", "dpop", "ipo", "kto", "orpo", "cpo", "simpo", "simpo_sft", "rdpo",
+                "rrhf", "spin", "slic", "ift_eq21")     # METHODS without importing torch; a test holds them together
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class Compare:
+    seeds: int = arg(3, "how many seeds, each with a base model of its own (trained once, then cached in OUT/cache)")
+    first_seed: int = arg(0, "the first of them; other seeds are a fresh draw of everything")
+    methods: str = arg("sft,asft,dft,dft2,ift", "methods to race, separated by commas, or all")
+    json: str | None = arg(None, "write every number, one value per seed, to this file (- for standard output)")
+    out: str = arg("out", "folder for pictures and cached base models")
+
+
+@dataclass(frozen=True)
+class Train:
+    model: str = arg(..., "a Hugging Face model folder (config.json, *.safetensors, tokenizer.json), "
+                          "or small: the small GPT of compare")
+    method: str = arg(..., "how to weigh the answers", choices=METHOD_NAMES)
+    data: str = arg(..., "JSONL file, one example per line: prompt + completion, prompt + chosen + rejected, messages, or text")
+    out: str = arg(..., "folder of the run: config.json, log.jsonl, checkpoint.safetensors, and at the end model/")
+    negatives: str | None = arg(None, "JSONL file of the model's own answers, from 'minialign sample'; dft and dft2 need it")
+    k: int | None = arg(None, "negatives per prompt and epoch, taken in turn from the file; all of them unless given")
+    epochs: int = arg(1, "passes over the data")
+    batch: int = arg(32, "prompts per update")
+    micro_batch: int = arg(8, "prompts per forward pass: less needs less memory, the result is the same")
+    lr: float = arg(5e-4, "peak learning rate; 5e-7 to 2e-6 for a 7 B model, around 5e-4 for a tiny one")
+    warmup: float = arg(0.1, "share of the updates in which the learning rate rises; then it falls along a cosine to 0")
+    weight_decay: float = arg(0.0, "decoupled weight decay on matrices")
+    clip: float = arg(1.0, "gradients longer than this are shortened to it")
+    max_len: int | None = arg(None, "longest prompt + answer in tokens, the model's context unless given; "
+                                    "what is longer is cut and counted")
+    seed: int = arg(0, "order of the data, and all else that is drawn")
+    dtype: str = arg("float32", "the model's numbers while training; bfloat16 is rounded stochastically", choices=DTYPES[:2])
+    device: str = arg("cpu", "cpu, cuda, cuda:1, …")
+    threads: int | None = arg(None, "CPU threads; torch decides unless given")
+    checkpoint_every: int = arg(50, "updates between checkpoints")
+    resume: bool = arg(False, "continue the run in --out from its last checkpoint")
+    lam: float | None = arg(None, "asft, orpo: weight of the alignment term; ift: share of the model's own guess; "
+                                  "dpop, slic: weight of the penalty")
+    beta_odds: float | None = arg(None, "asft: temperature of the odds, 1 in the paper")
+    tau: float | None = arg(None, "dft, dft2: temperature of the scores; ipo: inverse of the target margin")
+    gamma: float | None = arg(None, "dft, dft2: share of the new estimate in the running average; ift: discount; simpo: margin")
+    beta: float | None = arg(None, "dpo and its relatives, kto, cpo, simpo: temperature of the margin")
+    label_smoothing: float | None = arg(None, "dpo: share of pairs taken to be the wrong way round")
+    alpha: float | None = arg(None, "rdpo: price of a token of length; cpo: weight of the likelihood term")
+    delta: float | None = arg(None, "slic: margin")
+    lambda_d: float | None = arg(None, "kto: weight of desirable answers")
+    lambda_u: float | None = arg(None, "kto: weight of undesirable answers")
+    length_penalty: float | None = arg(None, "rrhf: power of the length that divides a log-prob")
+    rrhf_weight: float | None = arg(None, "rrhf: weight of the ranking term")
+    sft_weight: float | None = arg(None, "simpo_sft: weight of the likelihood term")
+    reduction: str | None = arg(None, "sft: what the mean is over", choices=("seq_mean", "seq_sum", "token_mean"))
+    nll: str | None = arg(None, "cpo: what the likelihood term is averaged over", choices=("token_mean", "seq_sum"))
+    sft: str | None = arg(None, "rrhf: reduction of the likelihood term", choices=("token_mean", "sum"))
+    length_normalize: bool | None = arg(None, "ipo: mean instead of summed log-probs")
+    detach_weights: bool | None = arg(None, "ift: no gradient through the propagation weights")
+
+    def hyper(self) -> dict:
+        """The method's hyper-parameters that were given: the fields after `resume`."""
+        names = [f.name for f in fields(self)]
+        return {name: getattr(self, name) for name in names[names.index("resume") + 1 :] if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True)
+class Sample:
+    model: str = arg(..., "model folder to draw from; it becomes the reference of dft")
+    data: str = arg(..., "JSONL file whose prompts to answer")
+    out: str = arg(..., "JSONL file to append to, a line per prompt; the same command continues a file that was interrupted")
+    k: int = arg(2, "answers per prompt; for fresh ones in every epoch take k × epochs")
+    system: str | None = arg(None, "system message while sampling, such as a request for bad answers "
+                                   "(written in front of prompts that are strings)")
+    temperature: float = arg(0.7, "0 takes the likeliest token")
+    top_k: int | None = arg(50, "draw among the k likeliest tokens")
+    top_p: float | None = arg(None, "draw among the likeliest tokens that hold this share of the probability")
+    max_new_tokens: int = arg(128, "longest answer")
+    batch: int = arg(16, "prompts at a time")
+    seed: int = arg(0, "what the draws depend on")
+    dtype: str = arg("float32", "the model's numbers", choices=DTYPES)
+    device: str = arg("cpu", "cpu, cuda, cuda:1, …")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    model: str = arg(..., "model folder")
+    data: str = arg(..., "JSONL file in any of the formats of train")
+    generate: int = arg(0, "also answer this many prompts greedily, and compare with the wanted answers: "
+                           "exact match, BLEU-4, ROUGE-L")
+    max_new_tokens: int = arg(256, "longest generated answer")
+    max_len: int | None = arg(None, "longest prompt + answer in tokens, the model's context unless given")
+    batch: int = arg(16, "prompts at a time")
+    dtype: str = arg("float32", "the model's numbers", choices=DTYPES)
+    device: str = arg("cpu", "cpu, cuda, cuda:1, …")
+    json: bool = arg(False, "print one JSON object instead of a table")
+
+
+@dataclass(frozen=True)
+class Generate:
+    model: str = arg(..., "model folder")
+    prompt: str = arg(..., "text to continue; models with a chat template get it as a user's message")
+    raw: bool = arg(False, "continue the text as it stands, chat template or not")
+    greedy: bool = arg(False, "always take the likeliest token")
+    temperature: float = arg(0.7, "how adventurous the draw is")
+    top_k: int | None = arg(50, "draw among the k likeliest tokens")
+    top_p: float | None = arg(None, "draw among the likeliest tokens that hold this share of the probability")
+    max_new_tokens: int = arg(256, "longest answer")
+    seed: int = arg(0, "what the draw depends on")
+    dtype: str = arg("float32", "the model's numbers", choices=DTYPES)
+    device: str = arg("cpu", "cpu, cuda, cuda:1, …")
+
+
+VERBS = {   # verb: arguments, module and function, what it is for
+    "compare": (Compare, "compare:main", "every method from the same start on the same data, with clean and with wrong labels: "
+                                         "a table and pictures"),
+    "train": (Train, "train:run", "fine-tune a model folder with one method"),
+    "sample": (Sample, "sample:run", "draw a pool of a model's own answers: the negatives of dft and dft2"),
+    "evaluate": (Evaluate, "evaluate:run", "log-probs, perplexity, preference accuracy, "
+                                           "and answers compared with the wanted ones"),
+    "generate": (Generate, "sample:talk", "continue one prompt"),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m minialign", allow_abbrev=False,
+                                     description="Align a language model without RLHF machinery; every gradient by hand.")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, (cls, _, what) in VERBS.items():
+        add_flags(verbs.add_parser(verb, help=what, description=what[0].upper() + what[1:] + ".", allow_abbrev=False), cls)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    values = vars(build_parser().parse_args(argv))
+    verb = values.pop("verb")
+    cls, home, _ = VERBS[verb]
+    module, function = home.split(":")
+    return exit_status(f"minialign {verb}", lambda: getattr(import_module(f"minialign.{module}"), function)(cls(**values)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

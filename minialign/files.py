@@ -1,0 +1,33 @@
+"""Writing files so that a crash leaves the old file or the new one, never half of either."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+os.umask(UMASK := os.umask(0))                      # the only way to read it is to set it
+
+
+@contextmanager
+def replacing(path) -> Iterator[Path]:
+    """Gives a temporary name beside `path` to write to; when the block ends well,
+    it is flushed to disk and takes the place of `path`.
+
+    OSError if the folder cannot be written or the disk is full; whatever stood at `path` is then still there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        yield unfinished
+        os.chmod(unfinished, 0o666 & ~UMASK)    # libraries that write through a private file leave it readable by its owner alone
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_text(path, text: str) -> None:
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

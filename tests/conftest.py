@@ -1,0 +1,57 @@
+"""What several test files need: tiny models of every shape, and examples with ragged prompts and answers."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from minialign.data import Example
+from minialign.model import Config, Transformer
+
+SHAPES = {
+    "llama": {"n_kv_head": 2},
+    "mistral": {"n_kv_head": 2, "window": 5},
+    "qwen2": {"n_kv_head": 1, "qkv_bias": True, "tie": True},
+    "gpt2": {"norm": "layer", "pos": "learned", "mlp": "gelu", "bias": True, "tie": True},
+    "llama3": {"n_kv_head": 2, "d_head": 12, "rope_scaling": ("llama3", 8.0, 1.0, 4.0, 16)},
+}
+
+
+def tiny_model(shape: str = "llama", seed: int = 0, vocab_size: int = 50) -> Transformer:
+    """Two layers in float64 with weights large enough that every switch of the architecture shows."""
+    torch.manual_seed(seed)
+    model = Transformer(Config(vocab_size=vocab_size, n_layer=2, n_head=4, d_model=32, d_mlp=48, max_len=64, **SHAPES[shape])).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return model
+
+
+@pytest.fixture(params=SHAPES)
+def any_model(request):
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def examples():
+    """Three prompts of different length; three, two and three answers of different length."""
+    return [
+        Example(0, [1, 2, 3, 4], [[5, 6, 7], [8, 9], [10]], ref_logps=[-9.0, -8.0, -4.0]),
+        Example(1, [1, 2], [[11], [12, 13, 14, 15]], ref_logps=[-4.0, -15.0]),
+        Example(2, [7, 8, 9, 1, 2, 3, 4, 5], [[16, 17], [18], [19, 20, 21]], ref_logps=[-7.0, -4.0, -12.0]),
+    ]
+
+
+@pytest.fixture
+def shared_data():
+    """The folder of real checkpoints and data sets named by MINIALIGN_DATA; tests that want it are skipped without."""
+    folder = os.environ.get("MINIALIGN_DATA")
+    if not folder:
+        pytest.skip("MINIALIGN_DATA is not set")
+    return Path(folder)

@@ -1,0 +1,185 @@
+"""The command line as its user meets it: every verb on a tiny model folder, interrupts in the middle, and one clear sentence for every mistake."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SHAPES
+
+from minialign import METHODS, __main__, load_model, save_model
+from minialign.__main__ import METHOD_NAMES, Train, main
+from minialign.model import Config, Transformer
+from minialign.tokens import byte_tokenizer
+
+ROWS = [{"prompt": f"{a}+{b}=", "chosen": f"{a + b}", "rejected": f"{a + b + 1}"} for a in range(3) for b in range(4)]
+
+
+def read(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model")
+    tokenizer = byte_tokenizer()
+    shape = {"vocab_size": tokenizer.vocab_size, "n_layer": 1, "n_head": 2, "d_model": 16, "d_mlp": 16, "max_len": 64}
+    save_model(path, Transformer(Config(**shape, **{k: v for k, v in SHAPES["llama"].items() if k != "n_kv_head"})), tokenizer)
+    return str(path)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return write(tmp_path / "pairs.jsonl", ROWS)
+
+
+def test_from_a_folder_and_a_file_to_a_trained_folder(folder, pairs, tmp_path, capsys):
+    """sample → train with the negatives → evaluate → generate, all through the same door as a user."""
+    pool, out = str(tmp_path / "pool.jsonl"), str(tmp_path / "run")
+    assert main(["sample", "--model", folder, "--data", pairs, "--out", pool, "--k", "3", "--max-new-tokens", "5", "--system", "Badly: "]) == 0
+    rows = read(pool)
+    assert [r["prompt"] for r in rows] == [r["prompt"] for r in ROWS]
+    assert all(len(r[key]) == 3 for r in rows for key in ("negatives", "finished", "ref_logps", "augmented_ref_logps"))
+    train = ["train", "--model", folder, "--method", "dft", "--data", pairs, "--negatives", pool, "--k", "1", "--epochs", "3", "--out", out]
+    assert main([*train, "--batch", "5", "--lr", "1e-2", "--tau", "0.9"]) == 0
+    log = read(f"{out}/log.jsonl")
+    assert [r["step"] for r in log] == list(range(1, 10)) and "log_u" in log[0]
+    assert json.loads(Path(out, "config.json").read_text())["tau"] == 0.9
+    capsys.readouterr()
+    assert main(["evaluate", "--model", f"{out}/model", "--data", pairs, "--json", "--generate", "2", "--max-new-tokens", "4"]) == 0
+    marks = json.loads(capsys.readouterr().out)
+    assert marks["examples"] == 12 and 0 <= marks["pair_accuracy"] <= 1 and marks["exact_match"] is not None
+    assert main(["generate", "--model", f"{out}/model", "--prompt", "1+1=", "--greedy", "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out.startswith("1+1=")
+
+
+def test_the_pool_holds_the_log_probs_of_its_own_texts(folder, pairs, tmp_path):
+    pool = tmp_path / "pool.jsonl"
+    assert main(["sample", "--model", folder, "--data", pairs, "--out", str(pool), "--k", "2", "--max-new-tokens", "4", "--batch", "4"]) == 0
+    model, tokenizer = load_model(folder)
+    for row in read(pool):
+        for text, finished, l in zip(row["negatives"], row["finished"], row["ref_logps"], strict=True):
+            prompt, answer = tokenizer.encode(row["prompt"]), tokenizer.encode(text) + [tokenizer.eos_id] * finished
+            with torch.no_grad():
+                log_p = model.logits(torch.tensor([prompt + answer])).log_softmax(-1)[0, len(prompt) - 1 : -1]
+            assert l == pytest.approx(log_p.gather(1, torch.tensor(answer)[:, None]).sum().item(), abs=1e-4)
+
+
+def command(*words):
+    return [sys.executable, "-m", "minialign", *words]
+
+
+def wait_for(path, lines, process):
+    """Until the file has that many lines, or the process is done."""
+    for _ in range(600):
+        if process.poll() is not None or (path.exists() and path.read_text().count("\n") >= lines):
+            return
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_and_resumed_ends_bit_for_bit_like_one_that_was_not(folder, pairs, tmp_path, how):
+    words = ["train", "--model", folder, "--method", "ift", "--data", pairs, "--epochs", "120", "--batch", "4", "--checkpoint-every", "7",
+             "--threads", "1", "--out"]
+    straight = subprocess.run(command(*words, str(tmp_path / "straight")), capture_output=True)
+    assert straight.returncode == 0, straight.stderr
+    run = tmp_path / "run"
+    process = subprocess.Popen(command(*words, str(run)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(run / "log.jsonl", 40, process)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (-9 if how == signal.SIGKILL else 130), errors
+    assert not (run / "model").exists() and (run / "checkpoint.safetensors").exists()
+    if how == signal.SIGINT:
+        assert "--resume" in errors and "Traceback" not in errors
+    assert subprocess.run(command(*words, str(run), "--resume"), capture_output=True).returncode == 0
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (run, tmp_path / "straight")]
+    losses = [[row["loss"] for row in read(folder / "log.jsonl")] for folder in (run, tmp_path / "straight")]
+    assert weights[0] == weights[1] and losses[0] == losses[1]
+
+
+def test_a_pool_that_was_cut_off_is_continued_to_the_same_file(folder, pairs, tmp_path):
+    words = ["sample", "--model", folder, "--data", pairs, "--k", "2", "--max-new-tokens", "6", "--batch", "3", "--out"]
+    assert main([*words, str(tmp_path / "whole.jsonl")]) == 0
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    for kept in 0, 1, len(whole) // 3, len(whole) // 2, len(whole) - 1, len(whole):
+        (tmp_path / "cut.jsonl").write_bytes(whole[:kept])
+        assert main([*words, str(tmp_path / "cut.jsonl")]) == 0
+        assert (tmp_path / "cut.jsonl").read_bytes() == whole
+
+
+def test_resuming_another_run_is_refused(folder, pairs, tmp_path, capsys):
+    words = ["train", "--model", folder, "--method", "sft", "--data", pairs, "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    for change, sentence in [(["--lr", "1e-2", "--resume"], "--lr was 0.0005 and is now 0.01"), ([], "is not empty; add --resume")]:
+        assert main([*words, *change]) == 2
+        assert sentence in capsys.readouterr().err
+    write(tmp_path / "pairs.jsonl", ROWS[:-1])
+    assert main([*words, "--resume"]) == 2
+    assert "the file given as --data has changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--tau", "1"], "sft has no --tau; its hyper-parameters: --reduction"),
+    (["train", "--method", "sft", "--model", "nowhere", "--data", "{pairs}", "--out", "{tmp}/r"], "nowhere"),
+    (["train", "--method", "sft", "--model", "{folder}", "--data", "none.jsonl", "--out", "{tmp}/r"], "no such file: none.jsonl"),
+    (["train", "--method", "asft", "--model", "{folder}", "--data", "{plain}", "--out", "{tmp}/r"], "asft needs pairs"),
+    (["train", "--method", "dft2", "--model", "{folder}", "--data", "{plain}", "--out", "{tmp}/r"], "minialign sample"),
+    (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--epochs", "0"], "epochs is 0"),
+    (["train", "--method", "sft", "--model", "{folder}", "--data", "{broken}", "--out", "{tmp}/r"], "broken.jsonl line 2: not JSON"),
+    (["train", "--method", "ift", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--lam", "3"], "lam is 3.0"),
+    (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--device", "cuda:99"], "cuda"),
+    (["evaluate", "--model", "{folder}", "--data", "{tmp}"], "is a folder; give a JSONL file"),
+    (["sample", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/p.jsonl", "--k", "0"], "--k"),
+    (["compare", "--methods", "sft,magic"], "no method magic; choose from sft, asft"),
+    (["compare", "--seeds", "0"], "--seeds"),
+])
+def test_every_mistake_gets_one_sentence_and_status_2(words, sentence, folder, pairs, tmp_path, capsys):
+    plain = write(tmp_path / "plain.jsonl", [{"prompt": r["prompt"], "completion": r["chosen"]} for r in ROWS])
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n')
+    names = {"folder": folder, "pairs": pairs, "plain": plain, "broken": broken, "tmp": tmp_path}
+    assert main([word.format(**names) for word in words]) == 2
+    errors = capsys.readouterr().err.strip()
+    assert sentence in errors and "Traceback" not in errors
+    assert len([line for line in errors.splitlines() if "error:" in line]) == 1
+    assert not (tmp_path / "r").exists(), "nothing half-written is left"
+
+
+@pytest.mark.parametrize("words", [[], ["fly"], ["train"], ["train", "--metod", "sft"], ["compare", "--seeds", "many"],
+                                   ["train", "--model", "m", "--data", "d", "--out", "o", "--method", "ppo"]])
+def test_unknown_words_end_with_status_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+def test_help_answers_without_importing_torch():
+    for words in [["-h"], *([verb, "-h"] for verb in __main__.VERBS)]:
+        code = f"import sys; from minialign.__main__ import main\ntry: main({words})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "usage" in done.stdout
+
+
+def test_the_command_line_knows_every_method_and_every_hyper_parameter():
+    assert set(METHOD_NAMES) == set(METHODS)
+    flags = {f.name for f in fields(Train)}
+    for name, method in METHODS.items():
+        for f in fields(method):
+            assert not f.init or f.name == "n_examples" or f.name in flags, f"{name} has {f.name}, train has no flag for it"
+    names = [f.name for f in fields(Train)]
+    hyper = names[names.index("resume") + 1 :]
+    known = {f.name for method in METHODS.values() for f in fields(method)}
+    assert set(hyper) <= known and all(f.default is None for f in fields(Train) if f.name in hyper and f.default is not MISSING)

@@ -1,0 +1,186 @@
+"""The head: linear_logps against its definition, the fused pass against autograd, and one row per prompt against one row per answer."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minialign import METHODS, linear_logps
+from minialign import logps as head
+from minialign.data import Counts, collate
+from minialign.logps import batch_logps, fused_pass, greedy
+
+N, C, V = 7, 5, 11
+
+
+def inputs(dtype=torch.float64):
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, C, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for n in (N, V))
+    return hidden, weight, torch.randint(0, V, (N,), generator=g)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_linear_logps_is_log_softmax_at_the_targets_for_every_chunk(chunk):
+    hidden, weight, targets = inputs()
+    expected = (hidden @ weight.T).log_softmax(-1)[torch.arange(N), targets]
+    torch.testing.assert_close(linear_logps(hidden, weight, targets, chunk), expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_the_backward_of_linear_logps_passes_gradcheck(chunk):
+    """gradcheck's upstream weights are not uniform, so a backward that assumed a mean would fail."""
+    hidden, weight, targets = inputs()
+    assert torch.autograd.gradcheck(lambda h, w: linear_logps(h, w, targets, chunk), (hidden, weight))
+
+
+def test_linear_logps_gives_gradients_only_where_they_are_wanted():
+    hidden, weight, targets = inputs()
+    linear_logps(hidden.detach(), weight, targets, 2).sum().backward()
+    assert hidden.grad is None and weight.grad is not None
+
+
+def test_linear_logps_answers_in_float32_for_bfloat16():
+    hidden, weight, targets = inputs(torch.bfloat16)
+    out = linear_logps(hidden, weight, targets, 3)
+    assert out.dtype == torch.float32
+    out.sum().backward()
+    assert weight.grad.dtype == torch.bfloat16
+
+
+def test_huge_logits_stay_finite():
+    hidden, weight, targets = inputs()
+    big = (hidden.detach() * 1e4).requires_grad_()
+    out = linear_logps(big, weight, targets, 3)
+    out.sum().backward()
+    assert out.isfinite().all() and big.grad.isfinite().all() and out.min() < -1e3
+
+
+@pytest.mark.parametrize("hidden, weight, targets, chunk", [
+    ((7, 5), (11, 4), (7,), 2), ((7, 5), (11, 5), (6,), 2), ((2, 7, 5), (11, 5), (7,), 2), ((7, 5), (11, 5), (7,), 0)])
+def test_linear_logps_refuses_shapes_that_do_not_fit(hidden, weight, targets, chunk):
+    with pytest.raises(ValueError, match="linear_logps takes|chunk is 0"):
+        linear_logps(torch.zeros(hidden), torch.zeros(weight), torch.zeros(targets, dtype=torch.long), chunk)
+
+
+def test_greedy_is_the_argmax_of_the_logits(monkeypatch):
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 2 * V)
+    hidden, weight, _ = inputs()
+    assert torch.equal(greedy(hidden, weight), (hidden @ weight.T).argmax(-1))
+
+
+# ---------------------------------------------------------------------------------------------------- one row per prompt
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_log_probs_are_those_of_each_answer_alone(any_model, examples, shared):
+    """Whatever stands on a row, a token's log-prob is the one it has after its own prompt and the answer so far."""
+    got = batch_logps(any_model, collate(examples, shared))
+    for b, e in enumerate(examples):
+        for a, answer in enumerate(e.answers):
+            z = any_model(torch.tensor([e.prompt + answer])) @ any_model.head.T         # (1, L, V)
+            for t, y in enumerate(answer):
+                torch.testing.assert_close(got[a, b, t], z[0, len(e.prompt) + t - 1].log_softmax(-1)[y])
+
+
+def test_a_shared_row_gives_the_same_gradient(any_model, examples):
+    method, gradients = METHODS["dft2"](n_examples=3), []
+    for shared in False, True:
+        any_model.zero_grad()
+        method.log_u.zero_()
+        fused_pass(any_model, method, collate(examples, shared))
+        gradients.append({name: p.grad.clone() for name, p in any_model.named_parameters()})
+    torch.testing.assert_close(*gradients)
+
+
+def test_padding_and_company_change_nothing(model, examples):
+    alone = batch_logps(model, collate(examples[1:2]))
+    together = batch_logps(model, collate(examples))
+    torch.testing.assert_close(together[:2, 1, :4], alone[:, 0])
+
+
+# ---------------------------------------------------------------------------------------------------- the fused pass
+
+def by_autograd(model, method, batch):
+    """The same gradient through autograd alone: one graph over everything, all logits at once."""
+    batch = method.prepare(model, batch)
+    hidden = model(method.inputs(model, batch), batch.rows.positions, batch.rows.segments).flatten(0, 1)
+    log_p = (hidden[batch.rows.source] @ model.head.T).log_softmax(-1)                  # (A, B, T, V)
+    logps = log_p.gather(-1, batch.rows.y[..., None])[..., 0]
+    loss, weights, _ = method.weigh(torch.where(batch.mask, logps, 0.0).detach(), batch)
+    (-(weights * logps)[batch.mask].sum()).backward()
+    return loss
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", ["sft", "asft", "dft", "dft2", "ift", "ift_eq21"])
+def test_the_fused_pass_is_the_gradient(any_model, examples, name, shared):
+    batch = collate([replace(e, answers=e.answers[:2], ref_logps=e.ref_logps[:2]) for e in examples], shared)
+    make = lambda: METHODS[name](**({"n_examples": 3} if name.startswith("dft") else {}))  # noqa: E731
+    expected_loss = by_autograd(any_model, make(), batch)
+    expected = {n: p.grad.clone() for n, p in any_model.named_parameters()}
+    any_model.zero_grad()
+    loss, logps, info = fused_pass(any_model, make(), batch)
+    torch.testing.assert_close(loss, expected_loss)
+    torch.testing.assert_close(info["loss_per_example"].mean(), expected_loss)
+    torch.testing.assert_close({n: p.grad for n, p in any_model.named_parameters()}, expected)
+    assert not logps.requires_grad and logps.shape == batch.mask.shape
+
+
+def test_one_example_at_a_time_is_the_whole_batch(model, examples, monkeypatch):
+    method, gradients = METHODS["sft"](reduction="token_mean"), []
+    for limit in 1, 2**24:
+        monkeypatch.setattr(head, "CHUNK_ELEMENTS", limit)
+        model.zero_grad()
+        fused_pass(model, method, collate(examples, True))
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    torch.testing.assert_close(*gradients)
+
+
+def test_micro_batches_add_up_to_the_batch(model, examples):
+    """Exact gradient accumulation: each part divides by the counts of the whole."""
+    method = METHODS["sft"](reduction="token_mean")
+    fused_pass(model, method, collate(examples))
+    whole = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    counts = Counts(3, 8, sum(len(e.answers[0]) for e in examples))
+    for e in examples:
+        fused_pass(model, method, collate([e], counts=counts))
+    torch.testing.assert_close({name: p.grad for name, p in model.named_parameters()}, whole)
+
+
+def test_a_frozen_head_gets_no_gradient(model, examples):
+    model.head.requires_grad_(False)
+    fused_pass(model, METHODS["sft"](), collate(examples))
+    assert model.head.grad is None and model.embed.__self__.model["norm"].weight.grad is not None
+
+
+def test_ift_without_residual_and_propagation_is_sft_in_every_parameter(any_model, examples):
+    gradients = []
+    for method in METHODS["sft"](), METHODS["ift"](lam=0.0, gamma=0.0):
+        any_model.zero_grad()
+        fused_pass(any_model, method, collate(examples))
+        gradients.append({name: p.grad.clone() for name, p in any_model.named_parameters()})
+    torch.testing.assert_close(*gradients)
+
+
+def test_ift_reads_its_own_guess_where_the_answer_is_read(model, examples):
+    """At λ = 1 the second pass reads exactly the greedy tokens of the first; prompts stay, and so does the first answer token's log-prob."""
+    e = examples[0]
+    batch = collate([replace(e, answers=e.answers[:1])])
+    method = METHODS["ift"](lam=1.0)
+    prepared = method.prepare(model, batch)
+    z = model(torch.tensor([e.prompt + e.answers[0]])) @ model.head.T
+    guesses = z.argmax(-1)[0, len(e.prompt) - 1 : -1]                                   # of y₀, y₁, y₂
+    assert torch.equal(prepared.rows.guesses[0, 0], guesses)
+    read = torch.tensor([e.prompt + guesses[:-1].tolist()])
+    torch.testing.assert_close(method.inputs(model, prepared), model.embed(read))
+    assert not guesses.eq(torch.tensor(e.answers[0])).all(), "an untrained model that guesses right would make this test empty"
+
+
+def test_the_first_answer_token_is_trained_and_the_last_prompt_token_is_not(model, examples):
+    """Through the embedding of what predicts it: changing the prompt's last token moves the first log-prob, changing y₀ does not."""
+    e = examples[0]
+    base = batch_logps(model, collate([e]))[0, 0, 0]
+    assert batch_logps(model, collate([replace(e, prompt=[1, 2, 3, 5])]))[0, 0, 0] != base
+    other = batch_logps(model, collate([replace(e, answers=[[5, 49, 49]])]))[0, 0, 0]
+    torch.testing.assert_close(other, base)
+    assert collate([e]).mask.sum() == sum(map(len, e.answers))

@@ -1,0 +1,75 @@
+"""AdamW against torch's, rounding that loses nothing on average, and the schedule's shape."""
+
+import pytest
+import torch
+
+from minialign.optim import AdamW, cosine, round_stochastically
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adamw_is_torchs_adamw(weight_decay):
+    g = torch.Generator().manual_seed(0)
+    ours, theirs = ({"w": torch.nn.Parameter(torch.ones(3, 4)), "u": torch.nn.Parameter(torch.ones(2, 2))} for _ in range(2))
+    optimizer = AdamW(ours, weight_decay=weight_decay)
+    reference = torch.optim.AdamW(theirs.values(), lr=0.01, betas=(0.9, 0.95), weight_decay=weight_decay)
+    for _ in range(20):
+        for name in ours:
+            gradient = torch.randn(ours[name].shape, generator=g)
+            ours[name].grad, theirs[name].grad = 0.5 * gradient, gradient.clone()
+        optimizer.step(0.01, scale=2.0)
+        reference.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_vectors_do_not_decay():
+    p = {"matrix": torch.nn.Parameter(torch.ones(2, 2)), "vector": torch.nn.Parameter(torch.ones(2))}
+    for x in p.values():
+        x.grad = torch.zeros_like(x)
+    AdamW(p, weight_decay=0.5).step(0.1)
+    assert (p["matrix"] < 1).all() and (p["vector"] == 1).all()
+
+
+def test_stochastic_rounding_is_right_on_average_and_never_leaves_the_two_neighbours():
+    x = torch.full((200_000,), 1 + 0.3 / 128)                           # bf16 neighbours: 1 and 1 + 1/128
+    rounded = round_stochastically(x, torch.Generator().manual_seed(0)).float()
+    assert set(rounded.unique().tolist()) == {1.0, 1 + 1 / 128}
+    share = (rounded > 1).float().mean().item()
+    assert abs(share - 0.3) < 4 * (0.3 * 0.7 / len(x)) ** 0.5
+    exact = torch.tensor([0.0, 1.0, -2.5, 3e38])
+    assert torch.equal(round_stochastically(exact[:3], torch.Generator()).float(), exact[:3])
+
+
+def test_a_thousand_tiny_bfloat16_updates_move_the_weights_as_float32_does():
+    """At lr 1e-6 a weight of 0.02 moves 1e-3 in a thousand steps; each step is a hundredth of the distance between two bf16 numbers."""
+    g = torch.Generator().manual_seed(0)
+    start = 0.02 * torch.randn(64, 64, generator=g).bfloat16()
+    wide, narrow = torch.nn.Parameter(start.float()), torch.nn.Parameter(start.clone())
+    optimizers = [AdamW({"w": wide}), AdamW({"w": narrow})]
+    direction = torch.randn(64, 64, generator=g).sign()
+    for _ in range(1000):
+        for p, optimizer in zip((wide, narrow), optimizers, strict=True):
+            p.grad = direction.to(p.dtype)
+            optimizer.step(1e-6)
+    moved, expected = (narrow.detach().float() - start.float()) * direction, (wide.detach() - start.float()) * direction
+    assert abs(moved.mean() / expected.mean() - 1) < 0.02
+    nearest = start.clone()
+    for _ in range(1000):
+        nearest = (nearest.float() - 1e-6 * direction).bfloat16()       # what rounding to nearest does: most weights never move
+    assert ((nearest.float() - start.float()).abs().mean() / expected.abs().mean()) < 0.5
+
+
+def test_the_schedule_rises_linearly_then_falls_to_nearly_zero():
+    lrs = [cosine(step, 100, 10) for step in range(100)]
+    assert lrs[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert all(a >= b for a, b in zip(lrs[9:], lrs[10:], strict=False)) and lrs[10] == 1 and 0 < lrs[-1] < 1e-3
+
+
+def test_state_survives_a_round_trip():
+    p = {"w": torch.nn.Parameter(torch.ones(3).bfloat16())}
+    a = AdamW(p, seed=3)
+    p["w"].grad = torch.ones(3).bfloat16()
+    a.step(0.1)
+    b = AdamW(p, seed=9)
+    b.load_state_dict({k: v.clone() for k, v in a.state_dict().items()})
+    assert b.steps == 1 and torch.equal(a.m["w"], b.m["w"])
+    assert torch.equal(torch.rand(3, generator=a.generator), torch.rand(3, generator=b.generator))

@@ -1,0 +1,153 @@
+"""The loop: exact accumulation, resuming bit for bit, refusing what cannot be right, and learning."""
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minialign import METHODS
+from minialign.data import Example
+from minialign.optim import AdamW
+from minialign.train import (
+    Diverged,
+    Recipe,
+    add_reference,
+    batches,
+    build_method,
+    check_data,
+    fit,
+    gradient,
+    load_checkpoint,
+    pick_answers,
+    save_checkpoint,
+)
+
+
+def pairs(n=12, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    ids = lambda n: torch.randint(1, 50, (n,), generator=g).tolist()  # noqa: E731
+    return [Example(i, ids(2 + i % 3), [ids(3 + i % 2), ids(2), ids(4)]) for i in range(n)]
+
+
+def parameters(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["sft", "asft", "dft2", "ift"])
+def test_one_batch_can_be_learnt_by_heart(model, name):
+    examples = pairs(4)
+    method = build_method(name, {}, 4)
+    records = list(fit(model, method, examples, Recipe(epochs=40, batch=4, lr=1e-2)))
+    assert [r["step"] for r in records] == list(range(1, 41))
+    assert records[-1]["loss"] < records[0]["loss"] - 1
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_micro_batches_change_nothing(model, name):
+    examples = pairs(6)
+    for i, e in enumerate(examples):
+        e.rewards, e.kl_answer, e.kl_ref_logp = [2.0, 1.0, 0.0], examples[i - 1].answers[0], -9.0
+    add_reference(model, examples, progress=False)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.05)                                                # the policy is no longer the reference
+    results = []
+    for micro_batch in 6, 2, 1:
+        model.zero_grad()
+        loss, _ = gradient(model, build_method(name, {}, 6), examples, micro_batch)
+        results.append((loss, {n: p.grad.clone() for n, p in model.named_parameters()}))
+    for loss, grads in results[1:]:
+        assert loss == pytest.approx(results[0][0], rel=1e-9)
+        torch.testing.assert_close(grads, results[0][1])
+
+
+@pytest.mark.parametrize("name", ["dft2", "ift"])
+def test_resuming_continues_bit_for_bit(model, name, tmp_path):
+    """Ten updates, against four, a checkpoint, a new process's worth of fresh objects, and six more."""
+    model = model.float()
+    examples, recipe = pairs(), Recipe(epochs=2, batch=3, negatives=1, lr=1e-2)
+    whole, start = copy.deepcopy(model), copy.deepcopy(model)
+    expected = list(fit(whole, build_method(name, {}, 12), examples, recipe))
+    method, optimizer = build_method(name, {}, 12), AdamW(dict(model.named_parameters()))
+    for record in fit(model, method, examples, recipe, optimizer):
+        if record["step"] == 5:
+            save_checkpoint(tmp_path / "c.safetensors", model, optimizer, method, 5)
+            break
+    method, optimizer = build_method(name, {}, 12), AdamW(dict(start.named_parameters()))
+    step = load_checkpoint(tmp_path / "c.safetensors", start, optimizer, method)
+    rest = list(fit(start, method, examples, recipe, optimizer, step))
+    assert [r["loss"] for r in rest] == [r["loss"] for r in expected[5:]]
+    assert all(torch.equal(a, b) for a, b in zip(parameters(whole).values(), parameters(start).values(), strict=True))
+
+
+def test_a_damaged_checkpoint_is_named(model, tmp_path):
+    path = tmp_path / "c.safetensors"
+    method, optimizer = METHODS["sft"](), AdamW(dict(model.named_parameters()))
+    save_checkpoint(path, model, optimizer, method, 1)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="c.safetensors is not a checkpoint of this run"):
+        load_checkpoint(path, model, optimizer, method)
+
+
+def test_every_epoch_sees_every_example_once_in_an_order_of_its_own():
+    examples, recipe = pairs(10), Recipe(epochs=2, batch=4)
+    epochs = {0: [], 1: []}
+    for epoch, chosen in batches(examples, recipe, METHODS["sft"]()):
+        epochs[epoch].append([e.index for e in chosen])
+    assert [len(b) for b in epochs[0]] == [4, 4, 2]
+    first, second = ([i for b in epochs[k] for i in b] for k in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+    again = [[e.index for e in chosen] for _, chosen in batches(examples, recipe, METHODS["sft"](), start=2)]
+    assert again == (epochs[0] + epochs[1])[2:]
+
+
+def test_each_epoch_takes_the_next_negatives_and_goes_round():
+    e = Example(0, [1], [[2], [3], [4], [5]], ref_logps=[0.0, -3.0, -4.0, -5.0])
+    dft, sft = METHODS["dft"](), METHODS["sft"]()
+    assert [pick_answers(e, dft, epoch, 2).answers[1:] for epoch in range(3)] == [[[3], [4]], [[5], [3]], [[4], [5]]]
+    assert pick_answers(e, dft, 1, 2).ref_logps == [0.0, -5.0, -3.0]
+    assert pick_answers(e, dft, 0, None).answers == e.answers and pick_answers(e, dft, 0, 9).answers == e.answers
+    assert pick_answers(e, sft, 1, 2).answers == [[2]]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_parameters_are_touched(model):
+    with torch.no_grad():
+        model.head[7] = float("nan")
+    before = parameters(model)
+    with pytest.raises(Diverged, match=r"update 1: loss nan.*examples \["):
+        list(fit(model, METHODS["sft"](), pairs(), Recipe()))
+    torch.testing.assert_close(parameters(model), before, equal_nan=True)
+
+
+def test_the_reference_is_the_model_before_training(model):
+    examples = pairs(3)
+    add_reference(model, examples, progress=False)
+    for e in examples:
+        for answer, l in zip(e.answers, e.ref_logps, strict=True):
+            z = model(torch.tensor([e.prompt + answer])) @ model.head.T
+            log_p = z.log_softmax(-1)[0, len(e.prompt) - 1 : -1]
+            assert l == pytest.approx(log_p.gather(1, torch.tensor(answer)[:, None]).sum().item())
+
+
+def test_a_hyper_parameter_of_another_method_is_refused():
+    with pytest.raises(ValueError, match="asft has no --tau; its hyper-parameters: --beta-odds, --lam"):
+        build_method("asft", {"tau": 1.0}, 3)
+
+
+@pytest.mark.parametrize("name, sentence", [("asft", "asft needs pairs"), ("dft", "minialign sample"), ("rrhf", "rewards")])
+def test_data_that_lacks_what_the_method_compares_is_refused(name, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        check_data(name, [replace(e, answers=e.answers[:1]) for e in pairs(2)], "plain.jsonl")
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"lr": -1.0}, {"warmup": 1.5}, {"negatives": 0}])
+def test_a_recipe_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Recipe(**wrong)
+
+
+def test_records_are_json(model):
+    record = next(fit(model, METHODS["ift"](), pairs(), Recipe()))
+    assert {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds", "negative_weights"} <= set(json.loads(json.dumps(record)))
