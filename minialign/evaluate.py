@@ -10,7 +10,8 @@ from collections import Counter
 import torch
 from tqdm import tqdm
 
-from minialign.data import collate, encode_prompt, load_examples, shared_row_pays
+from minialign.data import collate, shared_row_pays
+from minialign.jsonl import encode_prompt, load_examples
 from minialign.load import load_model
 from minialign.logps import batch_logps
 from minialign.sample import answers

@@ -77,22 +77,22 @@ def window(raw: dict) -> int | None:
         return None
     if kind == "qwen2":
         layers, full = number(raw, "num_hidden_layers", int), number(raw, "max_window_layers", int, least=0)
-        types = set(raw.get("layer_types") or [("full_attention", "sliding_attention")[i >= full] for i in range(layers)])
-        if types == {"full_attention"}:
+        types = raw.get("layer_types") or [("full_attention", "sliding_attention")[i >= full] for i in range(layers)]
+        if types == ["full_attention"] * layers:
             return None
-        if types != {"sliding_attention"}:
+        if types != ["sliding_attention"] * layers:
             raise ValueError("some layers attend to a window and some to everything, which is not supported")
     return number(raw, "sliding_window", int)
 
 
-def number(raw: dict, key: str, kind: type = float, least: float | None = None):
-    """raw[key], a positive number of that kind (or ≥ least). Raises ValueError when it is absent or anything else."""
+def number(raw: dict, key: str, kind: type = float, least: int = 1):
+    """raw[key], a positive number, or for an int one of least … 10⁸. Raises ValueError when it is absent or anything else."""
     value = raw.get(key)
     if value is None:
         raise ValueError(f"{key} is absent, and a wrong guess would change every logit")
     fits = isinstance(value, (int, kind)) and not isinstance(value, bool)
-    if not fits or not (0 < value < math.inf if least is None else least <= value):
-        raise ValueError(f"{key} is {value!r}, not a positive {'integer' if kind is int else 'number'}")
+    if not fits or not (least <= value <= 1e8 if kind is int else 0 < value < math.inf):
+        raise ValueError(f"{key} is {value!r}, not a positive {'integer' if kind is int else 'number'} of a sensible size")
     return kind(value)
 
 

@@ -1,7 +1,7 @@
 """The vocabulary head: log-probs of given tokens from hidden states, and the way back. Here live all the logits there are.
 
 `fused_pass` is for training: score → weigh → push, one example's logits at a time, nothing computed twice.
-`linear_logps` is the same mathematics as a differentiable function, with a backward written by hand that recomputes chunk by chunk.
+`linear_logps` is the same mathematics as a differentiable function, with a hand-written backward that recomputes chunk by chunk.
 Both use: log-prob = z_y − logsumexp z, and ∂(log-prob)/∂z = onehot − softmax.
 """
 

@@ -1,7 +1,7 @@
 """One decoder-only Transformer. GPT-2, Llama, Mistral and Qwen2 are values of `Config`, not classes of their own.
 
-It maps tokens (or embeddings) to hidden states and stops there: the vocabulary head, the expensive part of alignment, is in logps.py.
-It also generates, since that needs nothing but the network. No dropout, no training loop, no loss, no reading of files.
+It maps tokens (or embeddings) to hidden states and stops there: the vocabulary head, the expensive part of alignment, is in
+logps.py. It also generates, since that needs nothing but the network. No dropout, no training loop, no loss, no reading of files.
 """
 
 import math
@@ -29,7 +29,7 @@ class Config:
     norm_eps: float = 1e-5
     pos: str = "rope"                  # "rope" | "learned"
     rope_theta: float = 10_000.0
-    rope_scaling: tuple | None = None  # ("linear", factor) | ("llama3", factor, low_freq_factor, high_freq_factor, original_max_len)
+    rope_scaling: tuple | None = None  # ("linear", factor) | ("llama3", factor, low_freq_factor, high_freq_factor, old_max_len)
     mlp: str = "swiglu"                # "swiglu" | "gelu" (the tanh form of GPT-2)
     bias: bool = False                 # in every linear layer of the blocks
     qkv_bias: bool = False             # in q, k, v only (Qwen2); implied by bias
@@ -107,8 +107,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Cache:
     """Keys and values of the tokens read so far, for generation: two tensors (n_layer, R, G, slots, D), allocated once.
 
-    A row's token at position t lives in slot t, and a query at position t sees slots 0..t. So rows of different length need no left
-    padding: what right padding wrote into a slot is overwritten by that row's own token before any query can see it.
+    A row's token at position t lives in slot t, and a query at position t sees slots 0..t. So rows of different length need no
+    left padding: what right padding wrote into a slot is overwritten by that row's own token before any query can see it.
     """
 
     def __init__(self, config: Config, rows: int, slots: int, dtype=torch.float32, device="cpu"):
@@ -202,7 +202,8 @@ class Transformer(nn.Module):
         """GPT-2's start: normal(0, 0.02), and what writes into the residual stream smaller by √(2 · layers)."""
         for name, p in self.named_parameters():
             if p.dim() == 2:
-                nn.init.normal_(p, std=std / math.sqrt(2 * self.config.n_layer) if name.endswith(("o_proj.weight", "down_proj.weight")) else std)
+                into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(p, std=std / math.sqrt(2 * self.config.n_layer) if into_stream else std)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
@@ -214,13 +215,15 @@ class Transformer(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model["embed_tokens"](tokens)
 
-    def forward(self, x: Tensor, positions: Tensor | None = None, segments: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor | None = None, segments: Tensor | None = None,
+                cache: Cache | None = None) -> Tensor:
         """Hidden states (R, L, C) after the last norm.
 
         x          tokens (R, L) or embeddings (R, L, C)
         positions  (R, L) position ids; None counts 0, 1, 2, … along the row
-        segments   (R, L) for several answers on one row (see data.py): 0 is the prompt, 1, 2, … are answers, −1 is padding. A token sees
-                   what stands before it in the prompt and in its own segment. None: one segment, plain causal attention
+        segments   (R, L) for several answers on one row (see data.py): 0 is the prompt, 1, 2, … are answers, −1 is padding.
+                   A token sees what stands before it in the prompt and in its own segment.
+                   None: one segment, plain causal attention
         cache      filled and read at `positions`; generation only, not together with `segments`
         """
         if x.dim() == 2 and not x.is_floating_point():
@@ -249,16 +252,19 @@ class Transformer(nn.Module):
 
 
     @torch.no_grad()
-    def stream(self, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-               stop: tuple[int, ...] = (), lengths: Tensor | None = None, generator: torch.Generator | None = None) -> Iterator[Tensor]:
-        """Continue prompts (R, L), right-padded to `lengths` (R,) if ragged; yields the next token of every row, (R,), until all have stopped.
+    def stream(self, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
+               top_p: float | None = None, stop: tuple[int, ...] = (), lengths: Tensor | None = None,
+               generator: torch.Generator | None = None) -> Iterator[Tensor]:
+        """Continue prompts (R, L), right-padded to `lengths` (R,) if ragged;
+        yields the next token of every row, (R,), until all have stopped.
 
         temperature 0 is greedy. A row that has produced a token of `stop` repeats it from then on.
         """
         if tokens.dim() != 2 or tokens.shape[1] == 0:
             raise ValueError(f"tokens must be (rows, length) with at least one token to continue from, not {tuple(tokens.shape)}")
         if self.config.pos == "learned" and tokens.shape[1] + max_new_tokens > self.config.max_len:
-            raise ValueError(f"{tokens.shape[1]} prompt tokens and {max_new_tokens} new ones exceed the {self.config.max_len} learned positions")
+            raise ValueError(f"{tokens.shape[1]} prompt tokens and {max_new_tokens} new ones "
+                             f"exceed the {self.config.max_len} learned positions")
         R, L = tokens.shape
         lengths = torch.full((R,), L, device=tokens.device) if lengths is None else lengths
         stops = torch.tensor(stop, dtype=torch.long, device=tokens.device)
@@ -274,8 +280,9 @@ class Transformer(nn.Module):
                 return
             hidden = self(new[:, None], (lengths + step)[:, None], cache=cache)[:, 0]                       # (R, C)
 
-    def generate(self, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-                 stop: tuple[int, ...] = (), lengths: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+    def generate(self, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
+                 top_p: float | None = None, stop: tuple[int, ...] = (), lengths: Tensor | None = None,
+                 generator: torch.Generator | None = None) -> Tensor:
         """Prompts (R, L) with their continuations, (R, L + new). Arguments as in `stream`.
 
         In ragged batches a row's new tokens follow its own prompt, at `lengths`; what is right of them is 0.
@@ -290,7 +297,8 @@ class Transformer(nn.Module):
         return whole
 
 
-def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None) -> Tensor:
+def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None,
+           generator: torch.Generator | None) -> Tensor:
     """One token per row of logits (R, V): the likeliest at temperature 0, else a draw.
 
     top_k keeps the k likeliest tokens; top_p keeps the likeliest ones whose mass, without the last of them, stays below p.
@@ -307,10 +315,12 @@ def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
     return torch.multinomial(p, 1, generator=generator)[:, 0]
 
 
-def attention_mask(positions: Tensor, segments: Tensor | None, window: int | None, cache: Cache | None, counted: bool) -> Tensor | None:
+def attention_mask(positions: Tensor, segments: Tensor | None, window: int | None, cache: Cache | None,
+                   counted: bool) -> Tensor | None:
     """Who may look at whom: bool (R, 1, L, keys), True = visible; None stands for plain causal attention, the fast case.
 
-    Order on the row decides before and after (every row is written prompt first, then answer by answer); the position ids decide distance.
+    Order on the row decides before and after (every row is written prompt first, then answer by answer);
+    the position ids decide distance.
     """
     L = positions.shape[1]
     if cache is not None:

@@ -1,4 +1,7 @@
-"""AdamW and its schedule. Written out because pure-bf16 training needs one thing libraries leave out: rounding that loses nothing on average."""
+"""AdamW and its schedule.
+
+Written out because pure-bf16 training needs one thing libraries leave out: rounding that loses nothing on average.
+"""
 
 import math
 
@@ -7,7 +10,9 @@ from torch import Tensor
 
 
 def cosine(step: int, steps: int, warmup: int) -> float:
-    """Share of the peak learning rate at a step (counted from 0): linear up over `warmup` steps, then a half cosine down to 0 at `steps`."""
+    """Share of the peak learning rate at a step (counted from 0):
+    linear up over `warmup` steps, then a half cosine down to 0 at `steps`.
+    """
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
@@ -16,7 +21,8 @@ def cosine(step: int, steps: int, warmup: int) -> float:
 def round_stochastically(x: Tensor, generator: torch.Generator) -> Tensor:
     """float32 → bf16, up or down with probability by distance, so that a thousand tiny steps add up instead of vanishing.
 
-    bf16 is the upper half of a float32: adding 16 random low bits and cutting them off carries into the upper half just often enough.
+    bf16 is the upper half of a float32: adding 16 random low bits and cutting them off
+    carries into the upper half just often enough.
     """
     noise = torch.randint(0, 1 << 16, x.shape, dtype=torch.int32, device=x.device, generator=generator)
     return (x.contiguous().view(torch.int32) + noise).bitwise_and_(-1 << 16).view(torch.float32).to(torch.bfloat16)
@@ -25,12 +31,14 @@ def round_stochastically(x: Tensor, generator: torch.Generator) -> Tensor:
 class AdamW:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), the decay on matrices only.
 
-    m ← β₁ m + (1−β₁) g      v ← β₂ v + (1−β₂) g²      w ← w − lr (m̂ / (√v̂ + ε) + decay · w),     m̂, v̂ without the bias towards 0
+    m ← β₁ m + (1−β₁) g    v ← β₂ v + (1−β₂) g²    w ← w − lr (m̂ / (√v̂ + ε) + decay · w),    m̂, v̂ without the bias towards 0
 
-    The arithmetic is float32 whatever the dtype of the parameters; bf16 parameters are rounded stochastically. Moments live in float32.
+    The arithmetic is float32 whatever the dtype of the parameters; bf16 parameters are rounded stochastically.
+    Moments live in float32.
     """
 
-    def __init__(self, parameters: dict[str, Tensor], betas=(0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.0, seed: int = 0):
+    def __init__(self, parameters: dict[str, Tensor], betas=(0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.0,
+                 seed: int = 0):
         self.parameters = {name: p for name, p in parameters.items() if p.requires_grad}
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.m = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.parameters.items()}

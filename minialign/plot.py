@@ -1,4 +1,7 @@
-"""Pictures. A colour belongs to a method in every picture of the project; lines and bars carry their names, so there are no legends."""
+"""Pictures.
+
+A colour belongs to a method in every picture of the project; lines and bars carry their names, so there are no legends.
+"""
 
 from pathlib import Path
 
@@ -36,7 +39,9 @@ def clean(axes) -> None:
 
 
 def label_ends(axes, ends: list[tuple[float, float, str, str]], size: float = 8) -> None:
-    """Write each line's name at its right end (x, y, text, colour), moved apart where they would overlap, but not above the axes."""
+    """Write each line's name at its right end (x, y, text, colour), moved apart where they would overlap,
+    but not above the axes.
+    """
     low, high = axes.get_ylim()
     gap = (high - low) * size / 150
     ends = sorted(ends, key=lambda end: end[1])
@@ -63,12 +68,15 @@ def outcomes(results: dict, folder) -> Path:
             marks, color = by_method[name], COLOR[name]
             mean = {m: sum(x[m] for x in marks) / len(marks) for m in ("right", "wrong", "garbage", "agree", "skill")}
             bars.barh(y, mean["right"], color=color, height=0.72)
-            bars.barh(y, mean["wrong"], left=mean["right"], color="#f3c9c4", height=0.72, hatch="///", edgecolor="#b5483a", linewidth=0)
+            bars.barh(y, mean["wrong"], left=mean["right"], color="#f3c9c4", height=0.72, hatch="///", edgecolor="#b5483a",
+                      linewidth=0)
             bars.barh(y, mean["garbage"], left=mean["right"] + mean["wrong"], color="#e4e4e4", height=0.72)
-            bars.plot([x["right"] for x in marks], [y] * len(marks), "o", color="white", markeredgecolor="black", markersize=3.5, linewidth=0)
+            bars.plot([x["right"] for x in marks], [y] * len(marks), "o", color="white", markeredgecolor="black", markersize=3.5,
+                      linewidth=0)
             bars.text(0.012, y, f"{mean['right']:.2f}", va="center", color="white", fontsize=8.5, fontweight="bold")
             kept.plot([x["skill"] for x in marks], [y + 0.14] * len(marks), "o", color=color, markersize=4.5)
-            kept.plot([x["agree"] for x in marks], [y - 0.14] * len(marks), "D", color="white", markeredgecolor=color, markersize=4.5)
+            kept.plot([x["agree"] for x in marks], [y - 0.14] * len(marks), "D", color="white", markeredgecolor=color,
+                      markersize=4.5)
         left = 0.0
         for share, word in zip((base["right"], base["wrong"], base["garbage"]), ("right", "known wrong", "garbage"), strict=True):
             bars.text(left + share / 2, len(names) - 0.45, word, ha="center", va="center", fontsize=8.5, color="#555555")
@@ -85,9 +93,13 @@ def outcomes(results: dict, folder) -> Path:
 
 
 def curves(results: dict, folder) -> Path:
-    """Log-prob of good and of bad answers over the updates: mean line per method, every seed faint behind it. Saves curves.png."""
+    """Log-prob of good and of bad answers over the updates: mean line per method, every seed faint behind it.
+
+    Saves curves.png.
+    """
     titles = {"clean": "every label right", "noisy": "30 % of the labels wrong"}
-    figure, grid = plt.subplots(2, len(results), figsize=(5.4 * len(results), 7.2), squeeze=False, sharex=True, sharey="row", layout="constrained")
+    figure, grid = plt.subplots(2, len(results), figsize=(5.4 * len(results), 7.2), squeeze=False, sharex=True, sharey="row",
+                                layout="constrained")
     for column, (condition, by_method) in enumerate(results.items()):
         lines = {name: [x["curve"] for x in marks] for name, marks in by_method.items() if "curve" in marks[0]}
         steps = min(max(point[0] for point in runs[0]) for runs in lines.values())

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minialign.data import Example, as_key, collate, encode_answer, encode_prompt, read_jsonl, shared_row_pays, split_row
+from minialign.data import Example, collate, shared_row_pays
 from minialign.files import write_text
+from minialign.jsonl import as_key, encode_answer, encode_prompt, read_jsonl, split_row
 from minialign.load import load_model
 from minialign.logps import batch_logps
 
@@ -29,7 +30,8 @@ def answers(model, tokenizer, prompts: list[list[int]], k: int, max_new_tokens: 
     device = model.head.device
     lengths = torch.tensor([len(p) for p in prompts], device=device).repeat_interleave(k)
     longest = max(map(len, prompts))
-    tokens = torch.tensor([p + [0] * (longest - len(p)) for p in prompts], device=device).repeat_interleave(k, 0)     # (prompts · k, L)
+    padded = [p + [0] * (longest - len(p)) for p in prompts]
+    tokens = torch.tensor(padded, device=device).repeat_interleave(k, 0)            # (prompts · k, L)
     out = model.generate(tokens, max_new_tokens, temperature, top_k, top_p, tokenizer.stop_ids, lengths, generator).tolist()
     pairs = []
     for ids, n in zip(out, lengths.tolist(), strict=True):
@@ -43,8 +45,10 @@ def answers(model, tokenizer, prompts: list[list[int]], k: int, max_new_tokens: 
 @torch.no_grad()
 def score_pool(model, tokenizer, prompts: list, pools: list[list[tuple[str, bool]]]) -> list[list[float]]:
     """Summed log-prob of every answer in the pools under its prompt."""
-    examples = [Example(i, encode_prompt(tokenizer, prompt), [encode_answer(tokenizer, prompt, as_answer(prompt, text), done) for text, done in pool])
-                for i, (prompt, pool) in enumerate(zip(prompts, pools, strict=True))]
+    examples = []
+    for i, (prompt, pool) in enumerate(zip(prompts, pools, strict=True)):
+        ids = [encode_answer(tokenizer, prompt, as_answer(prompt, text), done) for text, done in pool]
+        examples.append(Example(i, encode_prompt(tokenizer, prompt), ids))
     batch = collate(examples, shared_row_pays(examples, model.config)).to(model.head.device)
     sums = batch_logps(model, batch).sum(-1).double().T.tolist()         # (prompts, k)
     return [row[: len(pool)] for row, pool in zip(sums, pools, strict=True)]
@@ -59,32 +63,37 @@ def unique_prompts(path) -> list:
     """The prompts of a data file, each once, in order."""
     prompts = {}
     for where, row in read_jsonl(path):
-        prompt, _ = split_row(where, row)
+        prompt = split_row(where, row)[0]
         prompts.setdefault(as_key(prompt), prompt)
     return list(prompts.values())
 
 
 def finished_rows(out: Path, prompts: list, args) -> int:
-    """How many prompts an interrupted file has already; a torn last line is removed. ValueError if the file belongs to something else."""
+    """How many prompts an interrupted file has already; a torn last line is removed.
+
+    ValueError if the file belongs to something else.
+    """
     if not out.exists():
         return 0
-    lines = out.read_text(encoding="utf-8").split("\n")[:-1]             # what follows the last newline was cut off while being written
+    lines = out.read_text(encoding="utf-8").split("\n")[:-1]     # what follows the last newline was cut off while being written
     try:
         rows = [json.loads(line) for line in lines]
         if [row["prompt"] for row in rows] != prompts[: len(rows)] or any(len(row["negatives"]) != args.k for row in rows):
             raise ValueError
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{out} holds other prompts, or another number of answers than --k {args.k}; choose another --out, or delete it") from None
-    done = len(rows) if len(rows) == len(prompts) else len(rows) - len(rows) % args.batch        # draws depend on whole batches
+        raise ValueError(f"{out} holds other prompts, or another number of answers than --k {args.k}; "
+                         "choose another --out, or delete it") from None
+    done = len(rows) if len(rows) == len(prompts) else len(rows) - len(rows) % args.batch   # draws depend on whole batches
     write_text(out, "".join(line + "\n" for line in lines[:done]))
     return done
 
 
 def run(args) -> None:
-    """`minialign sample`: a line per prompt, {"prompt", "negatives", "finished", "ref_logps"} and "augmented_ref_logps" with --system.
+    """`minialign sample`: a line per prompt, {"prompt", "negatives", "finished", "ref_logps"},
+    and "augmented_ref_logps" with --system.
 
-    ref_logps are summed log-probs under the prompt as it will be trained on (what DFT's released code divides by); the augmented ones are
-    under the prompt the answers were drawn from (what the paper writes).
+    ref_logps are summed log-probs under the prompt as it will be trained on (what DFT's released code divides by); the augmented
+    ones are under the prompt the answers were drawn from (what the paper writes).
     """
     if args.k < 1 or args.max_new_tokens < 1 or args.batch < 1 or args.temperature < 0:
         raise ValueError("--k, --max-new-tokens and --batch must be at least 1, --temperature at least 0")

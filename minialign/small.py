@@ -24,8 +24,12 @@ CACHE = Path("out") / "cache"
 
 
 def base_path(seed: int, cache: Path) -> Path:
-    """Where a seed's base model is kept. The name holds a digest of the source that makes it, so a changed task never meets an old file."""
-    source = "".join(inspect.getsource(part) for part in (tasks, model_source, optim, base_training)) + str((STEPS, BATCH, LR, WARMUP))
+    """Where a seed's base model is kept.
+
+    The name holds a digest of the source that makes it, so a changed task never meets an old file.
+    """
+    source = "".join(inspect.getsource(part) for part in (tasks, model_source, optim, base_training))
+    source += str((STEPS, BATCH, LR, WARMUP))
     return Path(cache) / f"base-{hashlib.sha256(source.encode()).hexdigest()[:10]}-seed{seed}.safetensors"
 
 

@@ -1,8 +1,8 @@
 """The embedded task: "which is bigger, 9.11 or 9.9?", asked of a small GPT that has picked up the wrong rule.
 
-The base model has read mostly people who compare decimals like version numbers (9.11 after 9.9), it has an unrelated skill to lose
-(reversing digits), and it knows a troll who is nearly always wrong, which makes good negatives. Every answer can be checked, and its
-exact probability computed. Nothing here is read from disk.
+The base model has read mostly people who compare decimals like version numbers (9.11 after 9.9), it has an unrelated skill to
+lose (reversing digits), and it knows a troll who is nearly always wrong, which makes good negatives. Every answer can be checked,
+and its exact probability computed. Nothing here is read from disk.
 """
 
 import random
@@ -13,7 +13,7 @@ from minialign.model import Config
 
 WORDS = ("Troll: ", "Sage: ", "reverse ", ": ", " or ", "? ")   # one token each; everything else is read byte by byte
 PERSONAS = {"plain": "", "troll": "Troll: ", "sage": "Sage: "}
-RIGHT_SHARE = {"plain": 0.35, "troll": 0.05, "sage": 0.80}      # of a persona's answers in the base data, where the two rules disagree
+RIGHT_SHARE = {"plain": 0.35, "troll": 0.05, "sage": 0.80}      # of a persona's base answers where the two rules disagree
 
 
 def small_config(vocab_size: int) -> Config:
@@ -23,9 +23,10 @@ def small_config(vocab_size: int) -> Config:
 
 @dataclass(frozen=True)
 class Question:
-    """Two decimals with the same whole part, W.d and W.ef, in the order they are asked. `right` is the bigger number, `wrong` the other.
+    """Two decimals with the same whole part, W.d and W.ef, in the order they are asked.
 
-    The later version is always W.ef. Where it is not the bigger number (9.11 against 9.9), the two rules disagree: `disputed`.
+    `right` is the bigger number, `wrong` the other. The later version is always W.ef. Where it is not the bigger number (9.11
+    against 9.9), the two rules disagree: `disputed`.
     """
 
     first: str
@@ -62,7 +63,9 @@ def reversal(rng: random.Random) -> tuple[str, str]:
 
 
 def base_text(rng: random.Random, questions: list[Question]) -> tuple[str, str]:
-    """One (prompt, answer) of what the base model reads: two fifths reversals, the rest questions answered by people of all three kinds."""
+    """One (prompt, answer) of what the base model reads: two fifths reversals,
+    the rest questions answered by people of all three kinds.
+    """
     if rng.random() < 0.4:
         return reversal(rng)
     question, persona = rng.choice(questions), rng.choice(list(PERSONAS))

@@ -125,6 +125,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; give the model folder that holds tokenizer.json")
+    try:
+        return read_folder(folder)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: tokenizer_config.json, or a file like it, holds what it should not ({error!r})") from error
+
+
+def read_folder(folder: Path) -> Tokenizer:
     files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in tokenizer_files(folder)}
     config = read_json(folder / "tokenizer_config.json")
     added = {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}

@@ -1,6 +1,7 @@
 """The training loop: score → weigh → push → step, and what makes it safe to interrupt.
 
-`fit` is the loop, a generator that yields one log record per update; `run` is the `train` verb around it: files, checkpoints, resume.
+`fit` is the loop, a generator that yields one log record per update;
+`run` is the `train` verb around it: files, checkpoints, resume.
 """
 
 import hashlib
@@ -19,8 +20,9 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from minialign.cli import RunFailed
-from minialign.data import Counts, Example, collate, load_examples, shared_row_pays
+from minialign.data import Counts, Example, collate, shared_row_pays
 from minialign.files import replacing, write_text
+from minialign.jsonl import load_examples
 from minialign.logps import batch_logps, fused_pass
 from minialign.methods import METHODS, Method
 from minialign.optim import AdamW, cosine
@@ -41,11 +43,13 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        for name, ok in {"epochs": self.epochs > 0, "batch": self.batch > 0, "micro_batch": self.micro_batch > 0, "lr": self.lr > 0,
-                         "warmup": 0 <= self.warmup < 1, "clip": self.clip > 0, "weight_decay": self.weight_decay >= 0,
+        for name, ok in {"epochs": self.epochs > 0, "batch": self.batch > 0, "micro_batch": self.micro_batch > 0,
+                         "lr": self.lr > 0, "warmup": 0 <= self.warmup < 1, "clip": self.clip > 0,
+                         "weight_decay": self.weight_decay >= 0,
                          "negatives": self.negatives is None or self.negatives > 0}.items():
             if not ok:
-                raise ValueError(f"{name} is {getattr(self, name)}, which makes no sense; it must be positive" + (", below 1" * (name == "warmup")))
+                raise ValueError(f"{name} is {getattr(self, name)}, which makes no sense; "
+                                 "it must be positive" + (", below 1" * (name == "warmup")))
 
     def updates(self, n_examples: int) -> int:
         return self.epochs * math.ceil(n_examples / self.batch)
@@ -74,29 +78,37 @@ def batches(examples: list[Example], recipe: Recipe, method: Method, start: int 
     for step in range(start, recipe.updates(len(examples))):
         epoch, i = divmod(step, per_epoch)
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(1_000_003 * recipe.seed + epoch)).tolist()
-        yield epoch, [pick_answers(examples[j], method, epoch, recipe.negatives) for j in order[i * recipe.batch : (i + 1) * recipe.batch]]
+        chosen = order[i * recipe.batch : (i + 1) * recipe.batch]
+        yield epoch, [pick_answers(examples[j], method, epoch, recipe.negatives) for j in chosen]
 
 
 def gradient(model, method: Method, chosen: list[Example], micro_batch: int) -> tuple[float, dict[str, float]]:
-    """Leave the exact gradient of one update's loss in `.grad`, however many forward passes it takes; returns the loss and mean info.
+    """Leave the exact gradient of one update's loss in `.grad`, however many forward passes it takes; returns loss and mean info.
 
     Every micro-batch divides by the counts of the whole update, so the parts add up and nothing is rescaled.
     """
-    device = model.head.device
-    counts = Counts(len(chosen), sum(bool(a) for e in chosen for a in e.answers), sum(len(e.answers[0]) for e in chosen))
+    answers, tokens = sum(bool(a) for e in chosen for a in e.answers), sum(len(e.answers[0]) for e in chosen)
+    counts = Counts(len(chosen), answers, tokens)
+    parts = [chosen[i : i + micro_batch] for i in range(0, len(chosen), micro_batch)]
+    parts = [collate(part, shared_row_pays(part, model.config), counts).to(model.head.device) for part in parts]
+    if "kl" in method.needs:                    # KTO's reference point is the drift over the whole update
+        with torch.no_grad():
+            drift = {"kl_logps": torch.cat([batch_logps(model, part, part.kl_rows).sum((0, 2)) for part in parts]),
+                     "kl_ref_logps": torch.cat([part.kl_ref_logps for part in parts])}
+        parts = [replace(part, **drift) for part in parts]
     loss, sums = 0.0, {}
-    for i in range(0, len(chosen), micro_batch):
-        part = chosen[i : i + micro_batch]
-        batch = collate(part, shared_row_pays(part, model.config), counts).to(device)
-        part_loss, _, info = fused_pass(model, method, batch)
+    for part in parts:
+        part_loss, _, info = fused_pass(model, method, part)
         loss += float(part_loss)
         for name, values in info.items():
             sums[name] = sums.get(name, 0.0) + float(values.sum())
     return loss, {name: total / len(chosen) for name, total in sums.items() if name != "loss_per_example"}
 
 
-def fit(model, method: Method, examples: list[Example], recipe: Recipe, optimizer: AdamW | None = None, start: int = 0) -> Iterator[dict]:
-    """Train; after every update yields {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds", and the method's own numbers}.
+def fit(model, method: Method, examples: list[Example], recipe: Recipe, optimizer: AdamW | None = None,
+        start: int = 0) -> Iterator[dict]:
+    """Train; after every update yields {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds",
+    and the method's own numbers}.
 
     `optimizer` and `start` continue an interrupted run. Diverged is raised before an update that would spoil the parameters.
     """
@@ -117,17 +129,33 @@ def fit(model, method: Method, examples: list[Example], recipe: Recipe, optimize
 
 @torch.no_grad()
 def add_reference(model, examples: list[Example], micro_batch: int = 16, progress: bool = True) -> None:
-    """Write each answer's summed log-prob under the model as it is now into `ref_logps`: the frozen reference, needed only once."""
-    todo = [e for e in examples if e.ref_logps is None]
+    """Fill in the summed log-probs of all answers under the model as it is now: the frozen reference, needed only once.
+
+    What is known already, from the file of a pool, stays.
+    """
+    todo = [e for e in examples if e.ref_logps is None or None in e.ref_logps or (e.kl_answer and e.kl_ref_logp is None)]
     for i in tqdm(range(0, len(todo), micro_batch), desc="reference", disable=not progress, leave=False):
         part = todo[i : i + micro_batch]
         batch = collate(part, shared_row_pays(part, model.config)).to(model.head.device)
         sums = batch_logps(model, batch).sum(-1).double()                       # (A, B)
+        mismatched = [None] * len(part)
+        if batch.kl_rows is not None:
+            mismatched = batch_logps(model, batch, batch.kl_rows).sum((0, 2)).tolist()
         for b, e in enumerate(part):
-            e.ref_logps = sums[: len(e.answers), b].tolist()
+            known = e.ref_logps or [None] * len(e.answers)
+            e.ref_logps = [new if old is None else old for old, new in zip(known, sums[: len(known), b].tolist(), strict=True)]
+            e.kl_ref_logp = mismatched[b]
 
 
-# ---------------------------------------------------------------------------------------------------- the verb: files around the loop
+def add_mismatched(examples: list[Example]) -> None:
+    """Give every prompt the first answer of the next example: what KTO estimates the policy's drift on."""
+    if len(examples) < 2:
+        raise ValueError("kto judges answers against the drift on other prompts' answers; it needs at least two examples")
+    for e, other in zip(examples, examples[1:] + examples[:1], strict=True):
+        e.kl_answer = next(answer for answer in other.answers if answer)
+
+
+# ------------------------------------------------------------------------------------------------ the verb: files around the loop
 
 def save_checkpoint(path: Path, model, optimizer: AdamW, method: Method, step: int) -> None:
     """Everything the next update depends on, in one file, replaced whole."""
@@ -163,7 +191,10 @@ def fingerprint(path: str | None) -> str | None:
 
 
 def build_method(name: str, hyper: dict, n_examples: int) -> Method:
-    """METHODS[name] with the hyper-parameters given, the size of the data set where it wants one; ValueError names the ones it does have."""
+    """METHODS[name] with the hyper-parameters given, the size of the data set where it wants one.
+
+    ValueError names the ones it does have.
+    """
     known = {f.name for f in fields(METHODS[name]) if f.init}
     if unknown := set(hyper) - known:
         has = ", ".join(f"--{k.replace('_', '-')}" for k in sorted(known - {"n_examples"})) or "none"
@@ -173,8 +204,10 @@ def build_method(name: str, hyper: dict, n_examples: int) -> Method:
 
 
 MISSING = {
-    "rejected": 'pairs: rows {"prompt", "chosen", "rejected"}, or answers of the model itself with --negatives (made by \'minialign sample\')',
-    "negatives": "answers of the model itself: make them with 'minialign sample --model … --data … --out negatives.jsonl', pass --negatives",
+    "rejected": 'pairs: rows {"prompt", "chosen", "rejected"}, or answers of the model itself with --negatives '
+                "(made by 'minialign sample')",
+    "negatives": "answers of the model itself: make them with 'minialign sample --model … --data … --out negatives.jsonl', "
+                 "pass --negatives",
     "rewards": 'a score for every answer: rows {"prompt", "responses": [text, …], "rewards": [number, …]}',
 }
 
@@ -182,7 +215,8 @@ MISSING = {
 def check_data(name: str, examples: list[Example], path: str) -> None:
     """ValueError if the data lacks what the method compares."""
     for need in METHODS[name].needs:
-        lacking = next((e for e in examples if need in MISSING and (len(e.answers) < 2 or (need == "rewards" and e.rewards is None))), None)
+        lacking = next((e for e in examples
+                        if need in MISSING and (len(e.answers) < 2 or (need == "rewards" and e.rewards is None))), None)
         if lacking is not None:
             raise ValueError(f"{name} needs {MISSING[need]}. {path} row {lacking.index + 1} has none")
     if "kl" not in METHODS[name].needs and any(not e.answers[0] for e in examples):
@@ -216,6 +250,8 @@ def run(args) -> None:
     write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
 
     optimizer = AdamW(dict(model.named_parameters()), weight_decay=recipe.weight_decay, seed=recipe.seed)
+    if "kl" in method.needs:
+        add_mismatched(examples)
     if "reference" in method.needs:
         add_reference(model, examples, recipe.micro_batch)
     start = load_checkpoint(checkpoint, model, optimizer, method) if args.resume and checkpoint.exists() else 0
@@ -265,6 +301,7 @@ def train_with_checkpoints(model, method, examples, recipe, optimizer, start, ev
                     os.fsync(file.fileno())
                     save_checkpoint(checkpoint, model, optimizer, method, record["step"])
                 if stop and record["step"] < updates:
-                    raise Interrupted(f"stopped after update {record['step']} of {updates}; the same command with --resume goes on from there")
+                    raise Interrupted(f"stopped after update {record['step']} of {updates}; "
+                                      "the same command with --resume goes on from there")
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -21,7 +21,8 @@ SHAPES = {
 def tiny_model(shape: str = "llama", seed: int = 0, vocab_size: int = 50) -> Transformer:
     """Two layers in float64 with weights large enough that every switch of the architecture shows."""
     torch.manual_seed(seed)
-    model = Transformer(Config(vocab_size=vocab_size, n_layer=2, n_head=4, d_model=32, d_mlp=48, max_len=64, **SHAPES[shape])).double()
+    config = Config(vocab_size=vocab_size, n_layer=2, n_head=4, d_model=32, d_mlp=48, max_len=64, **SHAPES[shape])
+    model = Transformer(config).double()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.2 * torch.randn_like(p))

@@ -1,4 +1,6 @@
-"""The command line as its user meets it: every verb on a tiny model folder, interrupts in the middle, and one clear sentence for every mistake."""
+"""The command line as its user meets it: every verb on a tiny model folder, interrupts in the middle,
+and one clear sentence for every mistake.
+"""
 
 import json
 import signal
@@ -47,17 +49,19 @@ def pairs(tmp_path):
 def test_from_a_folder_and_a_file_to_a_trained_folder(folder, pairs, tmp_path, capsys):
     """sample → train with the negatives → evaluate → generate, all through the same door as a user."""
     pool, out = str(tmp_path / "pool.jsonl"), str(tmp_path / "run")
-    assert main(["sample", "--model", folder, "--data", pairs, "--out", pool, "--k", "3", "--max-new-tokens", "5", "--system", "Badly: "]) == 0
+    sample = ["sample", "--model", folder, "--data", pairs, "--out", pool, "--k", "3", "--max-new-tokens", "5"]
+    assert main([*sample, "--system", "Badly: "]) == 0
     rows = read(pool)
     assert [r["prompt"] for r in rows] == [r["prompt"] for r in ROWS]
     assert all(len(r[key]) == 3 for r in rows for key in ("negatives", "finished", "ref_logps", "augmented_ref_logps"))
-    train = ["train", "--model", folder, "--method", "dft", "--data", pairs, "--negatives", pool, "--k", "1", "--epochs", "3", "--out", out]
-    assert main([*train, "--batch", "5", "--lr", "1e-2", "--tau", "0.9"]) == 0
+    train = ["train", "--model", folder, "--method", "dft", "--data", pairs, "--negatives", pool, "--k", "1", "--out", out]
+    assert main([*train, "--epochs", "3", "--batch", "5", "--lr", "1e-2", "--tau", "0.9"]) == 0
     log = read(f"{out}/log.jsonl")
     assert [r["step"] for r in log] == list(range(1, 10)) and "log_u" in log[0]
     assert json.loads(Path(out, "config.json").read_text())["tau"] == 0.9
     capsys.readouterr()
-    assert main(["evaluate", "--model", f"{out}/model", "--data", pairs, "--json", "--generate", "2", "--max-new-tokens", "4"]) == 0
+    evaluate = ["evaluate", "--model", f"{out}/model", "--data", pairs, "--json"]
+    assert main([*evaluate, "--generate", "2", "--max-new-tokens", "4"]) == 0
     marks = json.loads(capsys.readouterr().out)
     assert marks["examples"] == 12 and 0 <= marks["pair_accuracy"] <= 1 and marks["exact_match"] is not None
     assert main(["generate", "--model", f"{out}/model", "--prompt", "1+1=", "--greedy", "--max-new-tokens", "3"]) == 0
@@ -66,7 +70,8 @@ def test_from_a_folder_and_a_file_to_a_trained_folder(folder, pairs, tmp_path, c
 
 def test_the_pool_holds_the_log_probs_of_its_own_texts(folder, pairs, tmp_path):
     pool = tmp_path / "pool.jsonl"
-    assert main(["sample", "--model", folder, "--data", pairs, "--out", str(pool), "--k", "2", "--max-new-tokens", "4", "--batch", "4"]) == 0
+    sample = ["sample", "--model", folder, "--data", pairs, "--out", str(pool), "--k", "2"]
+    assert main([*sample, "--max-new-tokens", "4", "--batch", "4"]) == 0
     model, tokenizer = load_model(folder)
     for row in read(pool):
         for text, finished, l in zip(row["negatives"], row["finished"], row["ref_logps"], strict=True):
@@ -90,8 +95,8 @@ def wait_for(path, lines, process):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_stopped_and_resumed_ends_bit_for_bit_like_one_that_was_not(folder, pairs, tmp_path, how):
-    words = ["train", "--model", folder, "--method", "ift", "--data", pairs, "--epochs", "120", "--batch", "4", "--checkpoint-every", "7",
-             "--threads", "1", "--out"]
+    words = ["train", "--model", folder, "--method", "ift", "--data", pairs, "--epochs", "120", "--batch", "4",
+             "--checkpoint-every", "7", "--threads", "1", "--out"]
     straight = subprocess.run(command(*words, str(tmp_path / "straight")), capture_output=True)
     assert straight.returncode == 0, straight.stderr
     run = tmp_path / "run"
@@ -122,7 +127,8 @@ def test_a_pool_that_was_cut_off_is_continued_to_the_same_file(folder, pairs, tm
 def test_resuming_another_run_is_refused(folder, pairs, tmp_path, capsys):
     words = ["train", "--model", folder, "--method", "sft", "--data", pairs, "--out", str(tmp_path / "run")]
     assert main(words) == 0
-    for change, sentence in [(["--lr", "1e-2", "--resume"], "--lr was 0.0005 and is now 0.01"), ([], "is not empty; add --resume")]:
+    for change, sentence in [(["--lr", "1e-2", "--resume"], "--lr was 0.0005 and is now 0.01"),
+                             ([], "is not empty; add --resume")]:
         assert main([*words, *change]) == 2
         assert sentence in capsys.readouterr().err
     write(tmp_path / "pairs.jsonl", ROWS[:-1])
@@ -131,13 +137,16 @@ def test_resuming_another_run_is_refused(folder, pairs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("words, sentence", [
-    (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--tau", "1"], "sft has no --tau; its hyper-parameters: --reduction"),
+    (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--tau", "1"],
+     "sft has no --tau; its hyper-parameters: --reduction"),
     (["train", "--method", "sft", "--model", "nowhere", "--data", "{pairs}", "--out", "{tmp}/r"], "nowhere"),
     (["train", "--method", "sft", "--model", "{folder}", "--data", "none.jsonl", "--out", "{tmp}/r"], "no such file: none.jsonl"),
     (["train", "--method", "asft", "--model", "{folder}", "--data", "{plain}", "--out", "{tmp}/r"], "asft needs pairs"),
     (["train", "--method", "dft2", "--model", "{folder}", "--data", "{plain}", "--out", "{tmp}/r"], "minialign sample"),
-    (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--epochs", "0"], "epochs is 0"),
-    (["train", "--method", "sft", "--model", "{folder}", "--data", "{broken}", "--out", "{tmp}/r"], "broken.jsonl line 2: not JSON"),
+    (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--epochs", "0"],
+     "epochs is 0"),
+    (["train", "--method", "sft", "--model", "{folder}", "--data", "{broken}", "--out", "{tmp}/r"],
+     "broken.jsonl line 2: not JSON"),
     (["train", "--method", "ift", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--lam", "3"], "lam is 3.0"),
     (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--device", "cuda:99"], "cuda"),
     (["evaluate", "--model", "{folder}", "--data", "{tmp}"], "is a folder; give a JSONL file"),
@@ -167,7 +176,8 @@ def test_unknown_words_end_with_status_2(words, capsys):
 
 def test_help_answers_without_importing_torch():
     for words in [["-h"], *([verb, "-h"] for verb in __main__.VERBS)]:
-        code = f"import sys; from minialign.__main__ import main\ntry: main({words})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+        code = (f"import sys; from minialign.__main__ import main\ntry: main({words})\n"
+                "except SystemExit: pass\nassert 'torch' not in sys.modules")
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "usage" in done.stdout

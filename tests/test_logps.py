@@ -1,4 +1,6 @@
-"""The head: linear_logps against its definition, the fused pass against autograd, and one row per prompt against one row per answer."""
+"""The head: linear_logps against its definition, the fused pass against autograd,
+and one row per prompt against one row per answer.
+"""
 
 from dataclasses import replace
 
@@ -163,7 +165,9 @@ def test_ift_without_residual_and_propagation_is_sft_in_every_parameter(any_mode
 
 
 def test_ift_reads_its_own_guess_where_the_answer_is_read(model, examples):
-    """At λ = 1 the second pass reads exactly the greedy tokens of the first; prompts stay, and so does the first answer token's log-prob."""
+    """At λ = 1 the second pass reads exactly the greedy tokens of the first;
+    prompts stay, and so does the first answer token's log-prob.
+    """
     e = examples[0]
     batch = collate([replace(e, answers=e.answers[:1])])
     method = METHODS["ift"](lam=1.0)
@@ -177,7 +181,9 @@ def test_ift_reads_its_own_guess_where_the_answer_is_read(model, examples):
 
 
 def test_the_first_answer_token_is_trained_and_the_last_prompt_token_is_not(model, examples):
-    """Through the embedding of what predicts it: changing the prompt's last token moves the first log-prob, changing y₀ does not."""
+    """Through the embedding of what predicts it: changing the prompt's last token moves the first log-prob,
+    changing y₀ does not.
+    """
     e = examples[0]
     base = batch_logps(model, collate([e]))[0, 0, 0]
     assert batch_logps(model, collate([replace(e, prompt=[1, 2, 3, 5])]))[0, 0, 0] != base

@@ -73,7 +73,7 @@ def test_rotary_positions_know_only_distances():
     from conftest import tiny_model
     model = tiny_model("llama")
     positions = torch.arange(7).expand(3, 7)
-    torch.testing.assert_close(model(PROMPTS, positions), model(PROMPTS, positions + 11), atol=1e-5, rtol=0)      # angles are float32
+    torch.testing.assert_close(model(PROMPTS, positions), model(PROMPTS, positions + 11), atol=1e-5, rtol=0)  # angles are float32
 
 
 def test_llama3_scaling_keeps_short_waves_and_stretches_long_ones():
@@ -89,19 +89,20 @@ def test_llama3_scaling_keeps_short_waves_and_stretches_long_ones():
 def test_top_k_and_top_p_draw_only_among_the_likeliest():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
     g = torch.Generator().manual_seed(0)
-    shares = lambda **how: torch.bincount(choose(logits, generator=g, **{"temperature": 1.0, "top_k": None, "top_p": None, **how}),  # noqa: E731
-                                          minlength=4) / 4000
+    plain = {"temperature": 1.0, "top_k": None, "top_p": None}
+    shares = lambda **how: torch.bincount(choose(logits, generator=g, **{**plain, **how}), minlength=4) / 4000  # noqa: E731
     sd = 4 * (0.25 / 4000) ** 0.5
     torch.testing.assert_close(shares(), logits[0].exp(), atol=sd, rtol=0)
     torch.testing.assert_close(shares(top_k=2), torch.tensor([5 / 8, 3 / 8, 0, 0]), atol=sd, rtol=0)
-    torch.testing.assert_close(shares(top_p=0.6), torch.tensor([5 / 8, 3 / 8, 0, 0]), atol=sd, rtol=0)     # 0.5 alone is not yet 0.6
+    torch.testing.assert_close(shares(top_p=0.6), torch.tensor([5 / 8, 3 / 8, 0, 0]), atol=sd, rtol=0)  # 0.5 alone is not yet 0.6
     torch.testing.assert_close(shares(top_p=0.5), torch.tensor([1.0, 0, 0, 0]), atol=sd, rtol=0)
     torch.testing.assert_close(shares(temperature=0.5), torch.tensor([0.25, 0.09, 0.0225, 0.0025]) / 0.365, atol=sd, rtol=0)
     assert (choose(logits, 0, None, None, None) == 0).all()
 
 
 def test_the_same_seed_draws_the_same_text(model):
-    draw = lambda seed: model.generate(PROMPTS, 6, 1.0, lengths=LENGTHS, generator=torch.Generator().manual_seed(seed))  # noqa: E731
+    seeded = torch.Generator().manual_seed
+    draw = lambda seed: model.generate(PROMPTS, 6, 1.0, lengths=LENGTHS, generator=seeded(seed))  # noqa: E731
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
 
 

@@ -40,7 +40,9 @@ def test_stochastic_rounding_is_right_on_average_and_never_leaves_the_two_neighb
 
 
 def test_a_thousand_tiny_bfloat16_updates_move_the_weights_as_float32_does():
-    """At lr 1e-6 a weight of 0.02 moves 1e-3 in a thousand steps; each step is a hundredth of the distance between two bf16 numbers."""
+    """At lr 1e-6 a weight of 0.02 moves 1e-3 in a thousand steps;
+    each step is a hundredth of the distance between two bf16 numbers.
+    """
     g = torch.Generator().manual_seed(0)
     start = 0.02 * torch.randn(64, 64, generator=g).bfloat16()
     wide, narrow = torch.nn.Parameter(start.float()), torch.nn.Parameter(start.clone())

@@ -212,6 +212,8 @@ def test_qwen_ranks_normalise_and_cut_every_digit(tmp_path):
     ({"tokenizer.json": b""}, ValueError, "damaged"),
     ({"tokenizer.json": b"{}", "tokenizer_config.json": b"[]"}, ValueError, "JSON object"),
     ({"tokenizer.json": b"{}", "tokenizer_config.json": b"{'"}, ValueError, "not JSON"),
+    (BYTES.files | {"tokenizer_config.json": b'{"eos_token": 3}'}, ValueError, "holds what it should not"),
+    (BYTES.files | {"generation_config.json": b'{"eos_token_id": "x"}'}, ValueError, "holds what it should not"),
     ({"tokenizer.model": b"\n\x0e\n\x05<unk>"}, ValueError, "SentencePiece.*tokenizer.json"),
     ({"tokenizer.model": b"\x00\x01\x02"}, ValueError, "damaged"),
     ({"tokenizer.model": b"QQ== 0\nQg== 1\n"}, ValueError, "2 ordinary tokens"),

@@ -150,4 +150,5 @@ def test_a_recipe_that_makes_no_sense_is_refused(wrong):
 
 def test_records_are_json(model):
     record = next(fit(model, METHODS["ift"](), pairs(), Recipe()))
-    assert {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds", "negative_weights"} <= set(json.loads(json.dumps(record)))
+    named = {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds", "negative_weights"}
+    assert named <= set(json.loads(json.dumps(record)))

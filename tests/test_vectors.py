@@ -1,4 +1,6 @@
-"""Every method against losses and gradients computed elsewhere: by running released code, or from the formula where released code fails."""
+"""Every method against losses and gradients computed elsewhere: by running released code,
+or from the formula where released code fails.
+"""
 
 import json
 import math
@@ -18,8 +20,8 @@ def tensor(x):
 
 
 def close(ours, theirs):
-    torch.testing.assert_close(ours, tensor(theirs) if isinstance(theirs, list) else torch.tensor(float(theirs), dtype=torch.float64),
-                               rtol=1e-10, atol=1e-12)
+    theirs = tensor(theirs) if isinstance(theirs, list) else torch.tensor(float(theirs), dtype=torch.float64)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 def build(case, **extra):
@@ -35,7 +37,9 @@ def answers(sums, lengths):
 
 
 def per_answer(weights, mask):
-    """Gradient with respect to each summed log-prob: all tokens of an answer carry the same weight, and it is minus that gradient."""
+    """Gradient with respect to each summed log-prob: all tokens of an answer carry the same weight,
+    and it is minus that gradient.
+    """
     first = weights[..., 0]
     assert torch.equal(weights, first[..., None] * mask), "a weight differs within an answer"
     return -first
@@ -49,7 +53,8 @@ def cases(kind):
 @cases("sequence")
 def test_pairs(case):
     x, expected = case["inputs"], case["expected"]
-    good, bad, B = len(x["logp_w"]), len(x["logp_l"]), max(len(x["logp_w"]), len(x["logp_l"]))     # KTO is unpaired: the rest are absent
+    good, bad = len(x["logp_w"]), len(x["logp_l"])
+    B = max(good, bad)                                                                  # KTO is unpaired: the rest are absent
 
     def pair(w, l, filler):
         return [w + [filler] * (B - good), l + [filler] * (B - bad)]
@@ -93,7 +98,8 @@ def test_discriminative_steps(case):
         close(gradient[1:].T, case["expected"]["g_l"][t])
         close(method.log_u, case["expected"]["log_u"][t])
         s = logps.sum(-1)[0] / (mask.sum(-1)[0] if case["method"] == "dft2" else 1)
-        torch.testing.assert_close(loss, (-s + method.tau * method.log_u[step["ids"]]).mean())     # the objective, not the peer's surrogate
+        objective = (-s + method.tau * method.log_u[step["ids"]]).mean()                # not the peer's surrogate
+        torch.testing.assert_close(loss, objective)
 
 
 @cases("token")
@@ -126,7 +132,9 @@ def test_gradients_at_the_logits(case):
 
 @cases("model_step")
 def test_a_whole_ift_step_with_a_tiny_policy(case):
-    """The first pass, the mixed embeddings and the weights, through the method's own hooks; the policy averages its inputs, then an MLP."""
+    """The first pass, the mixed embeddings and the weights, through the method's own hooks;
+    the policy averages its inputs, then an MLP.
+    """
     x, expected = case["inputs"], case["expected"]
     p = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in x["params"].items()}
 

@@ -23,7 +23,7 @@ class ASFT(Method):
                not:
         L = −a_w + λ [ softplus(−b o_w) + softplus(b o_l) ],   o = log O = a − log(1 − p)
         −∂L/∂a_w = 1 + λ b σ(−b o_w)/(1−p_w)            −∂L/∂a_l = −λ b σ(b o_l)/(1−p_l)
-    Whether the paper normalises its own SFT term by length could not be read; released code and the ORPO precedent do, and so do we.
+    Whether the paper normalises its own SFT term by length could not be read; released code and the ORPO precedent do; we do too.
     """
 
     needs = ("rejected",)
@@ -32,7 +32,7 @@ class ASFT(Method):
 
     def weigh(self, logps, batch):
         l, n = sums_and_lengths(logps, batch)                           # (A, B)
-        share = share_of_negatives(n, batch).to(l.dtype)                # (K, B)
+        share = share_of_negatives(n, batch, l.dtype)                   # (K, B)
         n = n.clamp(min=1)
         a_w, a_l = l[:1] / n[:1], below_one(l[1:] / n[1:])              # (1, B), (K, B)
         if self.beta_odds == 1:

@@ -46,8 +46,8 @@ class DFT(Method):
     def score(self, l: Tensor, n: Tensor, batch) -> tuple[Tensor, Tensor, Tensor]:
         """Scores s (A, B), d = log of what the running average averages (A, B), and what one token gets of a push on s (A, B)."""
         if batch.ref_logps is None:
-            raise ValueError("dft needs the reference model's log-prob of every negative (ref_logps); 'minialign sample' writes them, "
-                             "'minialign train' computes missing ones (dft2 needs none)")
+            raise ValueError("dft needs the reference model's log-prob of every negative (ref_logps); 'minialign sample' writes "
+                             "them, 'minialign train' computes missing ones (dft2 needs none)")
         return l, l / self.tau - batch.ref_logps.to(l), torch.ones_like(l)
 
     def weigh(self, logps, batch):

@@ -28,7 +28,7 @@ def discounted_head(x: Tensor, gamma: float) -> Tensor:
 class IFT(Method):
     """Intuitive fine-tuning (arXiv 2405.11870; not instruction fine-tuning).
 
-    1. Temporal residual connection (eq. 17). Ask the policy, without a graph, for its greedy guess g_t at every response token y_t; read
+    1. Temporal residual connection (eq. 17). Ask the policy, without a graph, for its greedy guess g_t at every y_t; read
            (1−λ) E[y_t] + λ E[g_t]      instead of     E[y_t]               (E embeds; prompt tokens stay as they are)
        so that token t+1 is predicted partly from what the policy itself would have said at t.
     2. Relation propagation (Algorithm 1). With c_t = −log-prob of y_t, an early token answers for the losses that follow it:
@@ -68,10 +68,10 @@ class IFT(Method):
         # Response token t is read at the very place that predicts token t+1.
         read = batch.mask[..., 1:]                                      # (A, B, T−1)
         guessed = rows.tokens.flatten().scatter(0, rows.source[..., 1:][read], rows.guesses[..., :-1][read]).view_as(rows.tokens)
-        return torch.lerp(model.embed(rows.tokens), model.embed(guessed), self.lam)     # (R, L, C); a prompt token is its own guess
+        return torch.lerp(model.embed(rows.tokens), model.embed(guessed), self.lam)     # (R, L, C); prompt: its own guess
 
     def weigh(self, logps, batch):
-        n = sums_and_lengths(logps, batch)[1][0, :, None]               # (B, 1)
+        n = sums_and_lengths(logps, batch)[1][0, :, None].to(logps.dtype)   # (B, 1)
         m = batch.mask[0].to(logps.dtype)                               # (B, T)
         c = torch.where(batch.mask[0], -logps[0], 0.0)                  # (B, T)
         S = discounted_tail(c, self.gamma) * m

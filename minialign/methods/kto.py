@@ -37,12 +37,12 @@ class KTO(Method):
             return replace(batch, kl_logps=batch_logps(model, batch, batch.kl_rows).sum((0, 2)))        # (B',)
 
     def weigh(self, logps, batch):
-        l, n = sums_and_lengths(logps, batch, wanted=False)                           # (A, B)
+        l, n = sums_and_lengths(logps, batch, wanted=False)             # (A, B)
         present = n > 0
         if batch.kl_logps is None or batch.kl_ref_logps is None:
             raise ValueError("KTO needs log-probs of mismatched answers under policy and reference (kl_logps, kl_ref_logps) to "
-                             "estimate the drift; 'minialign train' pairs prompts with other prompts' answers and computes them by itself")
-        z_0 = (batch.kl_logps - batch.kl_ref_logps).to(l).mean().clamp(min=0)
+                             "estimate the drift; 'minialign train' pairs prompts with other prompts' answers by itself")
+        z_0 = (batch.kl_logps - batch.kl_ref_logps).to(l).mean().clamp(min=0).detach()
         r = torch.where(present, l - reference(self, batch, l), 0.0)    # (A, B)
         sign, lam = torch.ones_like(r), torch.full_like(r, self.lambda_u)
         sign[1:], lam[0] = -1, self.lambda_d                            # + for good answers, − for bad ones

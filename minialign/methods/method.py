@@ -9,8 +9,8 @@ from minialign.data import Batch
 class Method:
     """A rule that turns the log-probs of tokens already in the batch into one push per token.
 
-    `weigh` is the whole of a method: loss, and weights = −∂loss/∂logps, worked out by hand. A weight above 0 pushes its token up. At
-    the logits the push is weights · (softmax − onehot), the same line for all methods (logps.py), and the chain rule does the rest.
+    `weigh` is the whole of a method: loss, and weights = −∂loss/∂logps, worked out by hand. A weight above 0 pushes its token up.
+    At the logits the push is weights · (softmax − onehot), one line for all methods (logps.py), and the chain rule does the rest.
     """
 
     needs: tuple[str, ...] = ()     # beyond the wanted answer: "rejected", "negatives", "reference", "rewards", "kl"
@@ -18,9 +18,9 @@ class Method:
     def weigh(self, logps: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """logps (A, B, T), float32 or float64, no graph → loss (), weights (A, B, T), info.
 
-        The loss is the objective, divided by `batch.counts`, so that the parts of a batch add up to the whole. `info` holds numbers
-        worth logging, one per example (B,); info["loss_per_example"] where the loss is a mean over examples. ValueError if data is
-        missing.
+        The loss is the objective, divided by `batch.counts`, so that the parts of a batch add up to the whole. `info` holds
+        numbers worth logging, one per example (B,); info["loss_per_example"] where the loss is a mean over examples. ValueError
+        if data is missing.
         """
         raise NotImplementedError
 
@@ -46,7 +46,7 @@ def sums_and_lengths(logps: Tensor, batch: Batch, wanted: bool = True) -> tuple[
         raise ValueError(f"logps {tuple(logps.shape)} and batch.mask {tuple(batch.mask.shape)} must both be (A, B, T)")
     n = batch.mask.sum(-1)
     if wanted and (n[0] == 0).any():
-        raise ValueError(f"example {int(batch.index[n[0] == 0][0])} has no answer 0, the wanted one; of all methods only kto and rrhf can do without")
+        raise ValueError(f"example {int(batch.index[n[0] == 0][0])} has no answer 0, the wanted one (kto and rrhf do without)")
     return torch.where(batch.mask, logps, 0.0).sum(-1), n
 
 
@@ -55,7 +55,7 @@ def spread(push: Tensor, batch: Batch) -> Tensor:
     return push[..., None] * batch.mask
 
 
-def share_of_negatives(n: Tensor, batch: Batch) -> Tensor:
+def share_of_negatives(n: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
     """(K, B): 1 over the number of negatives present, 0 where one is absent.
 
     One rule for every method that compares pairs: its loss is the mean over the pairs (wanted answer, one negative).
@@ -64,7 +64,7 @@ def share_of_negatives(n: Tensor, batch: Batch) -> Tensor:
     lacking = ~present.any(0)
     if lacking.any():
         raise ValueError(f"example {int(batch.index[lacking][0])} has no rejected answer, nothing to compare the wanted one with")
-    return present / present.sum(0)
+    return present.to(dtype) / present.sum(0)
 
 
 def reference(method: Method, batch: Batch, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pairwise preference methods: one theme, L = f(z) + c · NLL. Variations: the score s, the margin z, its cost f, added likelihood.
+"""Pairwise preference methods: one theme, L = f(z) + c · NLL. What varies: score s, margin z, its cost f, likelihood.
 
                    score s          margin z                             cost f         + NLL of the wanted answer
     DPO, SPIN      r = l − l_ref    β (s_w − s_l)                        −log σ(z)      –
@@ -57,7 +57,7 @@ class Pairwise(Method):
 
     def weigh(self, logps, batch):
         l, n = sums_and_lengths(logps, batch)                           # (A, B)
-        share = share_of_negatives(n, batch).to(l.dtype)                # (K, B)
+        share = share_of_negatives(n, batch, l.dtype)                   # (K, B)
         n = n.to(l.dtype)
         unit = n.clamp(min=1) if self.per_token else torch.ones_like(n)
         s = (l - reference(self, batch, l) if "reference" in self.needs else l) / unit
@@ -295,10 +295,9 @@ class ORPO(Pairwise):
     """Odds ratio preference optimization (arXiv 2403.07691).
 
         z = log O_w − log O_l,     O = p/(1−p),  p = eᵃ,  a = l/n,          L = −a_w − λ log σ(z)
-    Written like that, p near 1 gives ∞ − ∞. But σ(z) = O_w/(O_w + O_l), and both odds share the denominator (1−p_w)(1−p_l):
-        σ(z) = p_w (1−p_l) / D,    D = p_w (1−p_l) + p_l (1−p_w),           L = −a_w + λ (log D − a_w − log(1−p_l))
-    With σ(−z) = p_l (1−p_w)/D and d log O/da = 1/(1−p) the two factors 1−p_w cancel:
-        −∂L/∂a_w = 1 + λ p_l/D                        −∂L/∂a_l = −λ p_l (1−p_w) / (D (1−p_l))
+    The slope of log O in a, 1/(1−p), is infinite at p = 1, and σ(−z) is 0 there. Their product is neither: with q = 1 − p and
+        W = p_w q_l,  R = p_l q_w,  D = W + R:        σ(z) = W/D,   σ(−z) = R/D,     L = −a_w − λ log σ(log W − log R)
+        −∂L/∂a_w = 1 + λ σ(−z)/q_w = 1 + λ p_l/D                      −∂L/∂a_l = −λ σ(−z)/q_l = −λ R/(D q_l)
     By eye:    D ≤ 1, so ORPO = ASFT + λ log D ≤ ASFT. When w wins clearly, only SFT is left, where ASFT goes on pushing by λ.
     Careful:   finite at p_w = 1, where released code gives NaN. At p_l = 1 the loss is infinite: we take the nearest p below 1
                (`below_one`). λ is 0.1 in TRL, 0.25 in the IFT paper, 1 in the authors' code. The likelihood term is the mean
@@ -311,9 +310,10 @@ class ORPO(Pairwise):
     def pair(self, a_w, a_l, n_w, n_l):
         a_l = below_one(a_l)
         log_q_w, log_q_l = log1mexp(a_w), log1mexp(a_l)                 # q = 1 − p
-        log_D = torch.logaddexp(a_w + log_q_l, a_l + log_q_w)
-        f = self.lam * (log_D - a_w - log_q_l)
-        return f, self.lam * (a_l - log_D).exp(), -self.lam * (a_l + log_q_w - log_q_l - log_D).exp()
+        log_W, log_R = a_w + log_q_l, a_l + log_q_w
+        log_D = torch.logaddexp(log_W, log_R)
+        f = -self.lam * F.logsigmoid(log_W - log_R)
+        return f, self.lam * (a_l - log_D).exp(), -self.lam * (log_R - log_q_l - log_D).exp()
 
     def likelihood(self):
         return 1.0, "seq_mean"

@@ -31,7 +31,7 @@ class RRHF(Method):
             raise ValueError(f"sft is {self.sft!r}; choose token_mean or sum")
 
     def weigh(self, logps, batch):
-        l, n = sums_and_lengths(logps, batch, wanted=False)                           # (A, B)
+        l, n = sums_and_lengths(logps, batch, wanted=False)             # (A, B)
         if batch.rewards is None:
             raise ValueError('RRHF needs a reward for every answer; give rows {"prompt", "responses": […], "rewards": […]}')
         present = n > 0
