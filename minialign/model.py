@@ -69,6 +69,11 @@ def norm_layer(config: Config) -> nn.Module:
     return RMSNorm(config.d_model, config.norm_eps) if config.norm == "rms" else nn.LayerNorm(config.d_model, config.norm_eps)
 
 
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """An embedding table not yet initialised; nn.Embedding's own start would be overwritten, and is slow on the meta device."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) in float32, whatever the model's dtype, then times a weight."""
 
@@ -186,12 +191,12 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.model = nn.ModuleDict({
-            "embed_tokens": nn.Embedding(config.vocab_size, config.d_model),
+            "embed_tokens": embedding(config.vocab_size, config.d_model),
             "layers": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
             "norm": norm_layer(config),
         })
         if config.pos == "learned":
-            self.model["embed_positions"] = nn.Embedding(config.max_len, config.d_model)
+            self.model["embed_positions"] = embedding(config.max_len, config.d_model)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie:
             self.lm_head.weight = self.model["embed_tokens"].weight

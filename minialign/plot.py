@@ -102,12 +102,13 @@ def curves(results: dict, folder) -> Path:
                                 layout="constrained")
     for column, (condition, by_method) in enumerate(results.items()):
         lines = {name: [x["curve"] for x in marks] for name, marks in by_method.items() if "curve" in marks[0]}
-        steps = min(max(point[0] for point in runs[0]) for runs in lines.values())
+        steps = min(runs[0][-1][0] for runs in lines.values())
+        lines = {name: runs for name, runs in lines.items() if runs[0][-1][0] == steps}     # not the control, which trains longer
         for row, what in enumerate(("good", "bad")):
             axes, ends = grid[row][column], []
             for name, runs in lines.items():
-                xs = [point[0] for point in runs[0] if point[0] <= steps]
-                ys = [[point[1 + row] for point in run][: len(xs)] for run in runs]
+                xs = [point[0] for point in runs[0]]
+                ys = [[point[1 + row] for point in run] for run in runs]
                 mean = [sum(values) / len(values) for values in zip(*ys, strict=True)]
                 for y in ys:
                     axes.plot(xs, y, color=COLOR[name], linewidth=0.7, alpha=0.3)

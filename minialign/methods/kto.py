@@ -21,7 +21,7 @@ class KTO(Method):
     By eye:    at the start u = v = 0 and an answer is pushed by λβ/4, the most there is; far from z₀, either way, it is left
                alone.
     Careful:   gradient through z₀ would couple all rows (one release has it, and doubles the push). HALOs leaves rows with r = 0
-               out of the mean. z₀ is that of the batch at hand: micro-batches weighed apart estimate it apart. With K bad
+               out of the mean.. With K bad
                answers per good one, λ_D between K and 1.5 K balances them (DFT paper).
     """
 

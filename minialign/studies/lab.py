@@ -1,0 +1,97 @@
+"""What every study needs: runs that are done once, differences paired seed by seed, findings that can be printed."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from minialign.arena import RECIPE, Run, run_all
+from minialign.stats import mean_interval, show, table
+
+HOLDS, NOT, OPEN = "holds", "does not hold here", "undecided with these seeds"
+CONTROL = "sft x3"                  # SFT with three times the updates: what negatives cost in compute
+MARKS = {"right": ("right", 3), "wrong": ("known wrong", 3), "garbage": ("garbage", 3), "greedy": ("greedy", 3),
+         "agree": ("agreed", 3), "skill": ("reversing", 3), "good_logp_change": ("Δ log-prob good", 2),
+         "bad_logp_change": ("Δ log-prob bad", 1)}
+NOISY = 0.3                         # share of wrong labels: with clean ones SFT leaves nothing to win (see the study `methods`)
+
+
+def sft_and_control(**options) -> dict[str, Run]:
+    """SFT, and SFT with three times the updates."""
+    run = Run("sft", **options)
+    return {"sft": run, CONTROL: replace(run, recipe=replace(run.recipe, epochs=3 * run.recipe.epochs))}
+
+
+class Lab:
+    """Seeds, a folder, and what has been measured so far: a run is a function of its `Run` and its seed, so it is done once."""
+
+    def __init__(self, seeds: list[int], out: Path, known: dict | None = None):
+        self.seeds, self.out, self.known, self.began = seeds, out, {} if known is None else known, time.perf_counter()
+
+    def run(self, runs: dict[str, Run], seeds: list[int] | None = None) -> dict[str, dict[str, list]]:
+        """{label: {mark: [one value per seed]}}, the base models first. The method's own numbers are marks too."""
+        seeds = self.seeds if seeds is None else seeds
+        todo = {label: run for label, run in runs.items() if any((repr(run), seed) not in self.known for seed in seeds)}
+        if todo:
+            base, results = run_all(todo, seeds, self.out / "cache")
+            for label, per_seed in [*results.items(), ("base", base)]:
+                for seed, marks in zip(seeds, per_seed, strict=True):
+                    self.known[repr(todo.get(label, "base")), seed] = {**marks, **marks.pop("info", {})}
+        measured = {label: [self.known[repr(run), seed] for seed in seeds] for label, run in {"base": "base", **runs}.items()}
+        return {label: {mark: [marks[mark] for marks in per_seed] for mark in per_seed[0]} for label, per_seed in measured.items()}
+
+
+class Difference:
+    """One mark of two settings, seed by seed: mean and half the 95 % interval of the paired difference."""
+
+    def __init__(self, a: dict[str, list], b: dict[str, list], mark: str):
+        self.values = [x - y for x, y in zip(a[mark], b[mark], strict=True)]
+        self.mean, self.half = mean_interval(self.values)
+
+    def above(self, x: float = 0.0) -> bool:
+        """Clearly: the whole interval lies above x. Never with a single seed, which has no interval."""
+        return self.mean - self.half > x
+
+    def below(self, x: float = 0.0) -> bool:
+        return self.mean + self.half < x
+
+    def within(self, x: float) -> bool:
+        """The whole interval lies between −x and x: no difference that matters."""
+        return self.above(-x) and self.below(x)
+
+    def __str__(self) -> str:
+        text = show(self.values, 3 if abs(self.mean) < 1 else 2)
+        return text if text.startswith("-") else "+" + text
+
+
+@dataclass
+class Findings:
+    """What a study saw. `verdict` opens `sentence`, and both are computed from `data`."""
+
+    data: dict[str, dict[str, list]]            # {setting: {mark: [one value per seed]}}
+    verdict: str
+    sentence: str
+    draw: Callable[[Path], Path]
+    marks: dict[str, tuple[str, int]] = field(default_factory=lambda: MARKS)    # the table's columns: mark → title, digits
+
+    def numbers(self) -> dict[str, dict[str, list[float]]]:
+        """The data without curves."""
+        return {setting: {mark: values for mark, values in marks.items() if not isinstance(values[0], list)}
+                for setting, marks in self.data.items()}
+
+    def report(self, name: str, study, lab: Lab) -> str:
+        rows = [[setting, *(show(marks[m], digits) if m in marks else "" for m, (_, digits) in self.marks.items())]
+                for setting, marks in self.data.items()]
+        seconds = time.perf_counter() - lab.began
+        return "\n".join([
+            f"\n{name} — “{study.claim}” ({study.source})\n",
+            table(["", *(title for title, _ in self.marks.values())], rows),
+            f"\n{self.verdict.upper()}: {self.sentence}",
+            f"{len(lab.seeds)} seeds ({lab.seeds[0]}–{lab.seeds[-1]}), mean ± half the 95 % interval (Student's t), "
+            f"{seconds:.0f} s; picture: {self.draw(lab.out)}",
+        ])
+
+
+def quick(**changes) -> dict:
+    """Options of a Run whose recipe differs from the usual one."""
+    return {"recipe": replace(RECIPE, **changes)}
