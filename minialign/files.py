@@ -1,5 +1,6 @@
 """Writing files so that a crash leaves the old file or the new one, never half of either."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,18 @@ def replacing(path) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_tensors(path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
+    """{name: tensor} as one safetensors file. OSError, whatever safetensors calls it, if the system refuses."""
+    from safetensors import SafetensorError  # imported here: the rest of this file is for everybody, torch or not
+    from safetensors.torch import save_file
+
+    with replacing(path) as unfinished:
+        try:
+            save_file({name: x.detach().contiguous() for name, x in tensors.items()}, unfinished, metadata)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), str(path)) from None
 
 
 def write_text(path, text: str) -> None:

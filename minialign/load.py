@@ -11,13 +11,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from minialign import tokens
 from minialign.families import config_from_hf, config_to_hf, from_gpt2, gpt2_name, to_gpt2
-from minialign.files import replacing, write_text
+from minialign.files import replacing, write_tensors, write_text
 from minialign.model import Transformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -187,13 +186,10 @@ def save_model(path: str | Path, model: Transformer, tokenizer: tokens.Tokenizer
             with replacing(staging / name) as unfinished:
                 unfinished.write_bytes(data)
         for name, shard in zip(names, shards, strict=True):
-            with replacing(staging / name) as unfinished:
-                save_file({key: tensor.contiguous() for key, tensor in shard.items()}, unfinished, metadata={"format": "pt"})
+            write_tensors(staging / name, shard, {"format": "pt"})
         write_text(staging / "config.json", json.dumps(raw, indent=2) + "\n")
-    except BaseException as error:
+    except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
-        if isinstance(error, SafetensorError):                          # safetensors' name for what the system refused
-            raise OSError(f"{folder}: {error}") from None
         raise
     put_in_place(folder)
 

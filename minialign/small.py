@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from minialign import model as model_source
 from minialign import optim, tasks
 from minialign.data import collate
-from minialign.files import replacing
+from minialign.files import write_tensors
 from minialign.logps import fused_pass
 from minialign.methods import METHODS
 from minialign.model import Transformer
@@ -60,6 +60,5 @@ def base_model(seed: int, cache: Path = CACHE, tick=lambda: None) -> tuple[Trans
         model.initialise()
         for _ in base_training(model, tokenizer, seed):
             tick()
-        with replacing(path) as unfinished:
-            save_file({name: p.detach() for name, p in parameters.items()}, unfinished)
+        write_tensors(path, parameters)
     return model, tokenizer

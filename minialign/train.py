@@ -16,12 +16,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from minialign.cli import RunFailed
 from minialign.data import Counts, Example, collate, shared_row_pays
-from minialign.files import replacing, write_text
+from minialign.files import write_tensors, write_text
 from minialign.jsonl import load_examples
 from minialign.logps import batch_logps, fused_pass
 from minialign.methods import METHODS, Method
@@ -159,11 +158,10 @@ def add_mismatched(examples: list[Example]) -> None:
 
 def save_checkpoint(path: Path, model, optimizer: AdamW, method: Method, step: int) -> None:
     """Everything the next update depends on, in one file, replaced whole."""
-    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    tensors = {f"model.{name}": p for name, p in model.named_parameters()}
     tensors |= {f"optimizer.{name}": x for name, x in optimizer.state_dict().items()}
     tensors |= {f"method.{name}": x for name, x in method.state_dict().items()}
-    with replacing(path) as unfinished:
-        save_file({name: x.contiguous() for name, x in tensors.items()}, unfinished, metadata={"step": str(step)})
+    write_tensors(path, tensors, {"step": str(step)})
 
 
 def load_checkpoint(path: Path, model, optimizer: AdamW, method: Method) -> int:

@@ -445,7 +445,7 @@ def test_a_full_disk_leaves_the_old_model(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(load, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space"):
         save_model(folder, tiny_model(), byte_tokenizer())
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
