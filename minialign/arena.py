@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import random
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,26 +17,30 @@ import torch
 from tqdm import tqdm
 
 from minialign import tasks
-from minialign.data import Example, collate
+from minialign.data import Batch, Example, collate
 from minialign.logps import batch_logps
+from minialign.methods import METHODS, Method
 from minialign.sample import answers
 from minialign.small import STEPS, base_model, base_path
 from minialign.train import Recipe, add_mismatched, add_reference, build_method, fit
 
 RECIPE = Recipe(epochs=3, batch=32, micro_batch=32, lr=5e-4, negatives=2)
-N_TRAIN, N_TEST, N_SKILL, N_CURVE, CURVE_EVERY, LONGEST = 512, 400, 200, 96, 4, 8
+N_TRAIN, N_TEST, N_SKILL, N_CURVE, N_WATCHED, CURVE_EVERY, LONGEST = 512, 400, 200, 96, 48, 4, 8
+LOGGED = {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds"}      # what fit reports of every method
 
 
 @dataclass(frozen=True)
 class Run:
     """One fine-tuning run of the small GPT, seed aside."""
 
-    method: str
+    method: str | type[Method]      # a name in METHODS, or the class of a variant that has no name there
     hyper: dict = field(default_factory=dict)
     noise: float = 0.0              # share of the labels that name the wrong number
     recipe: Recipe = RECIPE
-    persona: str = "troll"          # in whose name the base model gives the negatives (tasks.PERSONAS)
-    temperature: float = 0.7        # at which it gives them
+    persona: str | None = "troll"   # in whose name the base model gives the negatives (tasks.PERSONAS); None: labelled pairs,
+                                    # in which the rejected answer is the number that is not the label
+    temperature: float = 0.7        # at which the base model gives them
+    init: str = "base"              # what is fine-tuned: "base", "untrained", or "sft", the base model after SFT on the same data
 
 
 # ------------------------------------------------------------------------------------------------ one seed: questions and answers
@@ -52,12 +56,17 @@ def fine_tuning_questions(seed: int) -> list[tasks.Question]:
     return rng.sample(agreed + disputed, N_TRAIN)
 
 
-def fine_tuning_data(tokenizer, seed: int, noise: float, negatives: list[list[str]]) -> list[Example]:
-    """The wanted answer, wrong in a share `noise` of the examples, and the pool of negatives; rewards 1 and 0 for rankings."""
+def fine_tuning_data(tokenizer, seed: int, noise: float, negatives: list[list[str]] | None) -> list[Example]:
+    """The wanted answer, wrong in a share `noise` of the examples, and the pool of negatives (None: the other number).
+
+    Rewards 1 and 0 for methods that rank.
+    """
     questions = fine_tuning_questions(seed)
     flipped = set(random.Random(seed + 2).sample(range(len(questions)), round(noise * len(questions))))
-    examples = [tasks.as_example(tokenizer, i, q.prompt(), [q.wrong if i in flipped else q.right, *pool])
-                for i, (q, pool) in enumerate(zip(questions, negatives, strict=True))]
+    labels = [(q.wrong, q.right) if i in flipped else (q.right, q.wrong) for i, q in enumerate(questions)]
+    pools = [[other] for _, other in labels] if negatives is None else negatives
+    examples = [tasks.as_example(tokenizer, i, q.prompt(), [label, *pool])
+                for i, (q, (label, _), pool) in enumerate(zip(questions, labels, pools, strict=True))]
     return [replace(e, rewards=[1.0] + [0.0] * (len(e.answers) - 1)) for e in examples]
 
 
@@ -104,15 +113,51 @@ class Exam:
 # ------------------------------------------------------------------------------------------------ jobs, each in a worker process
 
 @lru_cache
-def start(seed: int, cache: Path, persona: str, temperature: float, k: int):
-    """What the runs of a seed share: base model, tokenizer, exam, the base model's marks, and k negatives per question.
+def start(seed: int, cache: Path):
+    """What the runs of a seed share: base model, tokenizer, exam, the base model's marks.
 
     Kept by each worker, so that the next run of the seed begins at once.
     """
     model, tokenizer = base_model(seed, cache)
-    exam, prompts = Exam(tokenizer, seed), [tokenizer.encode(q.prompt(persona)) for q in fine_tuning_questions(seed)]
+    exam = Exam(tokenizer, seed)
+    return model, tokenizer, exam, exam.grade(model)
+
+
+@lru_cache
+def draw(seed: int, cache: Path, persona: str, temperature: float, k: int) -> list[list[str]]:
+    """k answers of the base model to every fine-tuning question: the negatives. Kept like `start`."""
+    model, tokenizer, _, _ = start(seed, cache)
+    prompts = [tokenizer.encode(q.prompt(persona)) for q in fine_tuning_questions(seed)]
     pools = answers(model, tokenizer, prompts, k, LONGEST, temperature, 50, None, torch.Generator().manual_seed(seed))
-    return model, tokenizer, exam, exam.grade(model), [[text or "?" for text, _ in pool] for pool in pools]
+    return [[text or "?" for text, _ in pool] for pool in pools]
+
+
+def starting_point(init: str, base, examples: list[Example], recipe: Recipe):
+    """A copy of the base model; the same architecture untrained; or the base model after SFT on these examples."""
+    model = copy.deepcopy(base)
+    if init == "untrained":
+        torch.manual_seed(recipe.seed + 4)
+        model.initialise()
+    elif init == "sft":
+        for _ in fit(model, METHODS["sft"](), examples, recipe):
+            pass
+    elif init != "base":
+        raise ValueError(f"init is {init!r}; choose base, untrained or sft")
+    return model
+
+
+def method_of(run: Run, n_examples: int) -> Method:
+    if isinstance(run.method, str):
+        return build_method(run.method, run.hyper, n_examples)
+    sized = any(f.name == "n_examples" for f in fields(run.method))
+    return run.method(**run.hyper, **({"n_examples": n_examples} if sized else {}))
+
+
+@torch.no_grad()
+def watch(model, watched: Batch) -> list[float]:
+    """Mean log-prob of the wanted answers and of the negatives of some training examples."""
+    sums, present = batch_logps(model, watched).sum(-1), watched.mask.any(-1)       # (A, B)
+    return [sums[0].mean().item(), sums[1:][present[1:]].mean().item()]
 
 
 def base_job(seed: int, cache: Path, ticks) -> dict:
@@ -123,25 +168,34 @@ def base_job(seed: int, cache: Path, ticks) -> dict:
 
 
 def run_job(seed: int, run: Run, cache: Path, ticks) -> dict:
-    """Fine-tune the base model of a seed; returns marks, what changed, the seconds in the training loop, and the curves."""
+    """Fine-tune on the data of a seed; returns marks, what changed, the method's own numbers averaged over the updates,
+    the seconds in the training loop, and the curve: [update, good, bad (held out), wanted, negatives (training)] log-probs.
+    """
     torch.set_num_threads(1)
     recipe = replace(run.recipe, seed=seed)
-    base, tokenizer, exam, before, pools = start(seed, cache, run.persona, run.temperature, recipe.negatives * recipe.epochs)
-    model, examples = copy.deepcopy(base), fine_tuning_data(tokenizer, seed, run.noise, pools)
-    method = build_method(run.method, run.hyper, len(examples))
+    base, tokenizer, exam, before = start(seed, cache)
+    method = method_of(run, N_TRAIN)
+    k = recipe.negatives * (recipe.epochs if method.needs else RECIPE.epochs)       # who looks at none shares the usual draw
+    pools = None if run.persona is None else draw(seed, cache, run.persona, run.temperature, k)
+    examples = fine_tuning_data(tokenizer, seed, run.noise, pools)
+    watched = collate([replace(e, answers=e.answers[:3], rewards=None) for e in examples[:N_WATCHED]])
+    model = starting_point(run.init, base, examples, recipe)
     if "kl" in method.needs:
         add_mismatched(examples)
     if "reference" in method.needs:
-        add_reference(base, examples, micro_batch=64, progress=False)
-    curve, seconds = [[0, *exam.point(model)]], 0.0
+        add_reference(model, examples, micro_batch=64, progress=False)
+    before = before if run.init == "base" else exam.grade(model)
+    curve, seconds, infos = [[0, *exam.point(model), *watch(model, watched)]], 0.0, {}
     for record in fit(model, method, examples, recipe):
         seconds += record["seconds"]
+        for name in record.keys() - LOGGED:
+            infos[name] = infos.get(name, 0.0) + record[name] / recipe.updates(N_TRAIN)
         if record["step"] % CURVE_EVERY == 0:
-            curve.append([record["step"], *exam.point(model)])
+            curve.append([record["step"], *exam.point(model), *watch(model, watched)])
         ticks.put(1)
     after = exam.grade(model)
     change = {f"{kind}_logp_change": after[f"{kind}_logp"] - before[f"{kind}_logp"] for kind in ("good", "bad")}
-    return {**after, **change, "seconds": seconds, "curve": curve}
+    return {**after, **change, "seconds": seconds, "curve": curve, "info": infos}
 
 
 def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict]:

@@ -2,38 +2,52 @@
 
 import argparse
 import errno
+import os
 import sys
 from dataclasses import MISSING, field, fields
 from typing import get_args
 
 
-def arg(default, help: str, choices=None):
-    """A dataclass field that is also a flag. `default` ... (Ellipsis) means the flag must be given."""
-    metadata = {"help": help, "choices": choices}
+def arg(default, help: str, **how):
+    """A dataclass field that is also a flag. `default` ... (Ellipsis) means that the flag must be given.
+
+    how: choices, metavar, and for numbers the bounds least, most (included) and above (not included).
+    """
+    metadata = {"help": help, **how}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
 
 
 def add_flags(parser: argparse.ArgumentParser, cls) -> None:
     """Every field of the dataclass as --its-name, with type, default and reason in -h."""
     for f in fields(cls):
-        required = f.default is MISSING
+        how, required = dict(f.metadata), f.default is MISSING
+        bounds = {name: how.pop(name) for name in ("least", "most", "above") if name in how}
         kind = next((t for t in get_args(f.type) if t is not type(None)), f.type)
-        help = f.metadata["help"].replace("%", "%%")
+        how["help"] = how["help"].replace("%", "%%")
         if not required and f.default is not None and kind is not bool:
-            help += f" (default {f.default})"
-        options = {"dest": f.name, "help": help, "required": required, "default": None if required else f.default}
+            how["help"] += f" [{kind.__name__}, default {f.default}]"
         if kind is bool:
-            options["action"] = "store_true" if f.default is False else argparse.BooleanOptionalAction
+            how["action"] = "store_true" if f.default is False else argparse.BooleanOptionalAction
         else:
-            choices = f.metadata["choices"]
-            options |= {"type": kind, "choices": choices, "metavar": None if choices else kind.__name__.upper()}
-        parser.add_argument("--" + f.name.replace("_", "-"), **options)
+            how["type"] = within(kind, **bounds) if bounds else kind
+            how.setdefault("metavar", None if how.get("choices") else kind.__name__.upper())
+        parser.add_argument("--" + f.name.replace("_", "-"), dest=f.name, required=required,
+                            default=None if required else f.default, **how)
 
 
-def parser_for(prog: str, cls, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog, description=description, allow_abbrev=False)
-    add_flags(parser, cls)
-    return parser
+def within(kind, least=None, most=None, above=None):
+    """A reader for argparse of numbers within bounds."""
+    def read(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from None
+        inside = (least is None or value >= least) and (most is None or value <= most) and (above is None or value > above)
+        if not (inside and abs(value) < 1e15):
+            words = f"above {above}" if above is not None else f"{least} or more" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range, give a number {words}")
+        return value
+    return read
 
 
 def exit_status(prog: str, work) -> int:
@@ -49,16 +63,12 @@ def exit_status(prog: str, work) -> int:
         print(f"\n{prog}: {stop or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()                      # the reader of our output left (… | head): nobody is there to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # whoever read our output, say `head`, has seen enough
         return 1
     except (ValueError, OSError) as error:
         failed = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT)
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1 if failed else 2
-    except RunFailed as error:
+    except FloatingPointError as error:         # a run that was asked for correctly and diverged
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
-
-
-class RunFailed(RuntimeError):
-    """A run that was asked for correctly and went wrong all the same; the message says how and what is left."""

@@ -95,8 +95,6 @@ def run(args) -> None:
     ref_logps are summed log-probs under the prompt as it will be trained on (what DFT's released code divides by); the augmented
     ones are under the prompt the answers were drawn from (what the paper writes).
     """
-    if args.k < 1 or args.max_new_tokens < 1 or args.batch < 1 or args.temperature < 0:
-        raise ValueError("--k, --max-new-tokens and --batch must be at least 1, --temperature at least 0")
     prompts, out = unique_prompts(args.data), Path(args.out)
     done = finished_rows(out, prompts, args)
     model, tokenizer = load_model(args.model, args.dtype, args.device)

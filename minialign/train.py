@@ -1,27 +1,17 @@
-"""The training loop: score → weigh → push → step, and what makes it safe to interrupt.
+"""The training loop: score → weigh → push → step. `fit` is a generator that yields one log record per update.
 
-`fit` is the loop, a generator that yields one log record per update;
-`run` is the `train` verb around it: files, checkpoints, resume.
+What makes a run survive an interrupt (files, checkpoints, resume) is run.py.
 """
 
-import hashlib
-import json
 import math
-import os
-import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 
 import torch
-from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from minialign.cli import RunFailed
 from minialign.data import Counts, Example, collate, shared_row_pays
-from minialign.files import write_tensors, write_text
-from minialign.jsonl import load_examples
 from minialign.logps import batch_logps, fused_pass
 from minialign.methods import METHODS, Method
 from minialign.optim import AdamW, cosine
@@ -54,7 +44,7 @@ class Recipe:
         return self.epochs * math.ceil(n_examples / self.batch)
 
 
-class Diverged(RunFailed):
+class Diverged(FloatingPointError):
     """The loss or the gradient is no longer a finite number. The parameters are still those before this update."""
 
 
@@ -154,40 +144,6 @@ def add_mismatched(examples: list[Example]) -> None:
         e.kl_answer = next(answer for answer in other.answers if answer)
 
 
-# ------------------------------------------------------------------------------------------------ the verb: files around the loop
-
-def save_checkpoint(path: Path, model, optimizer: AdamW, method: Method, step: int) -> None:
-    """Everything the next update depends on, in one file, replaced whole."""
-    tensors = {f"model.{name}": p for name, p in model.named_parameters()}
-    tensors |= {f"optimizer.{name}": x for name, x in optimizer.state_dict().items()}
-    tensors |= {f"method.{name}": x for name, x in method.state_dict().items()}
-    write_tensors(path, tensors, {"step": str(step)})
-
-
-def load_checkpoint(path: Path, model, optimizer: AdamW, method: Method) -> int:
-    """Put everything back; returns the number of finished updates. ValueError if the file is not a checkpoint of this run."""
-    try:
-        with safe_open(path, "pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}
-            step = int(file.metadata()["step"])
-        for name, p in model.named_parameters():
-            p.data.copy_(state[f"model.{name}"])
-        for prefix, owner in (("optimizer.", optimizer), ("method.", method)):
-            owner.load_state_dict({name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)})
-    except (SafetensorError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a checkpoint of this run ({error}); start again with another --out") from None
-    return step
-
-
-def fingerprint(path: str | None) -> str | None:
-    """A digest of a data file, so that a resumed run can tell whether it is still the same."""
-    if path is None:
-        return None
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such file: {path}; give a JSONL file, one JSON object per line")
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-
-
 def build_method(name: str, hyper: dict, n_examples: int) -> Method:
     """METHODS[name] with the hyper-parameters given, the size of the data set where it wants one.
 
@@ -199,107 +155,3 @@ def build_method(name: str, hyper: dict, n_examples: int) -> Method:
         flags = ", ".join(f"--{k.replace('_', '-')}" for k in sorted(unknown))
         raise ValueError(f"{name} has no {flags}; its hyper-parameters: {has}")
     return METHODS[name](**hyper, **({"n_examples": n_examples} if "n_examples" in known else {}))
-
-
-MISSING = {
-    "rejected": 'pairs: rows {"prompt", "chosen", "rejected"}, or answers of the model itself with --negatives '
-                "(made by 'minialign sample')",
-    "negatives": "answers of the model itself: make them with 'minialign sample --model … --data … --out negatives.jsonl', "
-                 "pass --negatives",
-    "rewards": 'a score for every answer: rows {"prompt", "responses": [text, …], "rewards": [number, …]}',
-}
-
-
-def check_data(name: str, examples: list[Example], path: str) -> None:
-    """ValueError if the data lacks what the method compares."""
-    for need in METHODS[name].needs:
-        lacking = next((e for e in examples
-                        if need in MISSING and (len(e.answers) < 2 or (need == "rewards" and e.rewards is None))), None)
-        if lacking is not None:
-            raise ValueError(f"{name} needs {MISSING[need]}. {path} row {lacking.index + 1} has none")
-    if "kl" not in METHODS[name].needs and any(not e.answers[0] for e in examples):
-        raise ValueError(f"{path} has unpaired rows (label: false); {name} needs a wanted answer in every row, only kto does not")
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C came, and what had been done by then is saved."""
-
-
-def run(args) -> None:
-    """`minialign train`: load, train, leave RUN/{config.json, log.jsonl, checkpoint.safetensors, model/}."""
-    from minialign.load import load_model, save_model
-    from minialign.small import base_model
-
-    out = Path(args.out)
-    config = {**asdict(args), "data_sha256": fingerprint(args.data), "negatives_sha256": fingerprint(args.negatives)}
-    checkpoint, log = out / "checkpoint.safetensors", out / "log.jsonl"
-    if args.resume:
-        check_same_run(out, config)
-    elif out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; add --resume to continue the run in it, or choose another --out")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    model, tokenizer = base_model(args.seed) if args.model == "small" else load_model(args.model, args.dtype, args.device)
-    examples, truncated = load_examples(args.data, tokenizer, args.max_len or model.config.max_len, args.negatives)
-    check_data(args.method, examples, args.data)
-    method = build_method(args.method, args.hyper(), len(examples))
-    recipe = Recipe(**{f.name: getattr(args, f.name if f.name != "negatives" else "k") for f in fields(Recipe)})
-    print(f"{len(examples)} examples, {truncated} truncated, {recipe.updates(len(examples))} updates; {method}", flush=True)
-    write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
-
-    optimizer = AdamW(dict(model.named_parameters()), weight_decay=recipe.weight_decay, seed=recipe.seed)
-    if "kl" in method.needs:
-        add_mismatched(examples)
-    if "reference" in method.needs:
-        add_reference(model, examples, recipe.micro_batch)
-    start = load_checkpoint(checkpoint, model, optimizer, method) if args.resume and checkpoint.exists() else 0
-    train_with_checkpoints(model, method, examples, recipe, optimizer, start, args.checkpoint_every, checkpoint, log)
-    save_model(out / "model", model, tokenizer)
-    print(f"done: {out / 'model'}")
-
-
-def check_same_run(out: Path, config: dict) -> None:
-    """Resuming must not mix two runs: the arguments and the data files must be those the run began with."""
-    try:
-        old = json.loads((out / "config.json").read_text())
-    except FileNotFoundError:
-        raise ValueError(f"nothing to resume: {out / 'config.json'} does not exist; drop --resume to start a run there") from None
-    except json.JSONDecodeError:
-        raise ValueError(f"{out / 'config.json'} is not JSON any more; start again with another --out") from None
-    free = {"resume", "out", "device", "threads", "checkpoint_every"}
-    for key in sorted(set(old) | set(config)):
-        if key not in free and old.get(key) != config.get(key):
-            what = f"the file given as --{key.split('_')[0]} has changed" if key.endswith("sha256") else \
-                f"--{key.replace('_', '-')} was {old.get(key)} and is now {config.get(key)}"
-            raise ValueError(f"cannot resume {out}: {what} since the run began")
-
-
-def train_with_checkpoints(model, method, examples, recipe, optimizer, start, every, checkpoint: Path, log: Path) -> None:
-    """The loop, its log and its checkpoints; Ctrl-C finishes the update, saves, and raises Interrupted."""
-    lines = log.read_text().splitlines()[:start] if start else []
-    write_text(log, "".join(line + "\n" for line in lines))
-    stop = False
-
-    def ask_to_stop(*_):
-        nonlocal stop
-        if stop:
-            raise KeyboardInterrupt             # the second Ctrl-C does not wait
-        stop = True
-
-    previous = signal.signal(signal.SIGINT, ask_to_stop)
-    updates = recipe.updates(len(examples))
-    try:
-        with open(log, "a", encoding="utf-8") as file, tqdm(total=updates, initial=start, desc="train", unit="update") as bar:
-            for record in fit(model, method, examples, recipe, optimizer, start):
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-                bar.set_postfix(loss=f"{record['loss']:.4g}", refresh=False)
-                bar.update()
-                if stop or record["step"] % every == 0 or record["step"] == updates:
-                    os.fsync(file.fileno())
-                    save_checkpoint(checkpoint, model, optimizer, method, record["step"])
-                if stop and record["step"] < updates:
-                    raise Interrupted(f"stopped after update {record['step']} of {updates}; "
-                                      "the same command with --resume goes on from there")
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -143,16 +143,12 @@ def test_resuming_another_run_is_refused(folder, pairs, tmp_path, capsys):
     (["train", "--method", "sft", "--model", "{folder}", "--data", "none.jsonl", "--out", "{tmp}/r"], "no such file: none.jsonl"),
     (["train", "--method", "asft", "--model", "{folder}", "--data", "{plain}", "--out", "{tmp}/r"], "asft needs pairs"),
     (["train", "--method", "dft2", "--model", "{folder}", "--data", "{plain}", "--out", "{tmp}/r"], "minialign sample"),
-    (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--epochs", "0"],
-     "epochs is 0"),
     (["train", "--method", "sft", "--model", "{folder}", "--data", "{broken}", "--out", "{tmp}/r"],
      "broken.jsonl line 2: not JSON"),
     (["train", "--method", "ift", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--lam", "3"], "lam is 3.0"),
     (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--device", "cuda:99"], "cuda"),
     (["evaluate", "--model", "{folder}", "--data", "{tmp}"], "is a folder; give a JSONL file"),
-    (["sample", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/p.jsonl", "--k", "0"], "--k"),
     (["compare", "--methods", "sft,magic"], "no method magic; choose from sft, asft"),
-    (["compare", "--seeds", "0"], "--seeds"),
 ])
 def test_every_mistake_gets_one_sentence_and_status_2(words, sentence, folder, pairs, tmp_path, capsys):
     plain = write(tmp_path / "plain.jsonl", [{"prompt": r["prompt"], "completion": r["chosen"]} for r in ROWS])
@@ -166,8 +162,13 @@ def test_every_mistake_gets_one_sentence_and_status_2(words, sentence, folder, p
     assert not (tmp_path / "r").exists(), "nothing half-written is left"
 
 
-@pytest.mark.parametrize("words", [[], ["fly"], ["train"], ["train", "--metod", "sft"], ["compare", "--seeds", "many"],
-                                   ["train", "--model", "m", "--data", "d", "--out", "o", "--method", "ppo"]])
+@pytest.mark.parametrize("words", [
+    [], ["fly"], ["train"], ["train", "--metod", "sft"],
+    ["train", "--model", "m", "--data", "d", "--out", "o", "--method", "ppo"],
+    ["train", "--model", "m", "--data", "d", "--out", "o", "--method", "sft", "--epochs", "0"],
+    ["compare", "--seeds", "many"], ["compare", "--seeds", "0"], ["generate", "--model", "m", "--prompt", "p", "--top-p", "1.5"],
+    ["sample", "--model", "m", "--data", "d", "--out", "o", "--k", "0"],
+])
 def test_unknown_words_end_with_status_2(words, capsys):
     with pytest.raises(SystemExit) as stop:
         main(words)

@@ -10,19 +10,8 @@ import torch
 from minialign import METHODS
 from minialign.data import Example
 from minialign.optim import AdamW
-from minialign.train import (
-    Diverged,
-    Recipe,
-    add_reference,
-    batches,
-    build_method,
-    check_data,
-    fit,
-    gradient,
-    load_checkpoint,
-    pick_answers,
-    save_checkpoint,
-)
+from minialign.run import check_data, load_checkpoint, save_checkpoint
+from minialign.train import Diverged, Recipe, add_reference, batches, build_method, fit, gradient, pick_answers
 
 
 def pairs(n=12, seed=0):
