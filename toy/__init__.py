@@ -1,0 +1,1 @@
+"""Frozen Lake: the Markov decision process in which IFT's argument can be checked exactly. Nothing in minialign imports it."""
