@@ -60,7 +60,7 @@ def exit_status(prog: str, work) -> int:
         work()
         return 0
     except KeyboardInterrupt as stop:
-        print(f"\n{prog}: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"\n{prog}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # whoever read our output, say `head`, has seen enough

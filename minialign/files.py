@@ -14,9 +14,12 @@ def replacing(path) -> Iterator[Path]:
     """Gives a temporary name beside `path` to write to; when the block ends well,
     it is flushed to disk and takes the place of `path`.
 
-    OSError if the folder cannot be written or the disk is full; whatever stood at `path` is then still there.
+    OSError if the folder cannot be written or the disk is full; whatever stood at `path` is then still there. ValueError for a
+    folder or a device, which must not be replaced.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'device'}; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
