@@ -15,9 +15,7 @@ CHUNK_ELEMENTS = 2**24      # logits a chunk may hold: 64 MB in float32
 
 
 def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """hidden (N, C), weight (V, C), targets (N,) → log-probs of the targets (N,),
-    and of the whole vocabulary (N, V) to push with.
-    """
+    """hidden (N, C), weight (V, C), targets (N,) → log-probs of the targets (N,) and of all tokens (N, V), to push with."""
     log_p = wide(hidden @ weight.T).log_softmax(-1)                     # (N, V)
     return log_p.gather(1, targets[:, None])[:, 0], log_p
 

@@ -255,7 +255,6 @@ class Transformer(nn.Module):
         """(B, T) tokens → (B, T, V) float32 logits, all of them: for checks and lessons. Training never builds these."""
         return (self(tokens) @ self.head.T).float()
 
-
     @torch.no_grad()
     def stream(self, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None,
                top_p: float | None = None, stop: tuple[int, ...] = (), lengths: Tensor | None = None,

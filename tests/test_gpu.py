@@ -1,0 +1,51 @@
+"""The same numbers on a GPU; skipped where there is none."""
+
+import copy
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from minialign import METHODS
+from minialign.data import collate
+from minialign.logps import fused_pass
+from minialign.train import Recipe, add_reference, fit
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", ["sft", "asft", "dft", "dft2", "ift", "kto"])
+def test_the_gradient_is_the_one_of_the_cpu(examples, name, shared):
+    for e, other in zip(examples, examples[1:] + examples[:1], strict=True):
+        e.kl_answer, e.kl_ref_logp = other.answers[0], -5.0
+    results = []
+    for device in "cpu", "cuda":
+        model = tiny_model().float().to(device)
+        method = METHODS[name](**({"n_examples": 3} if name.startswith("dft") else {}))
+        loss, logps, _ = fused_pass(model, method, collate(examples, shared).to(device))
+        results.append((loss.cpu(), logps.cpu(), {n: p.grad.cpu() for n, p in model.named_parameters()}))
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+
+
+def test_greedy_text_is_the_one_of_the_cpu():
+    prompt, model = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]), tiny_model().float()
+    lengths = torch.tensor([4, 2])
+    expected = model.generate(prompt, 12, temperature=0, lengths=lengths)
+    got = copy.deepcopy(model).cuda().generate(prompt.cuda(), 12, temperature=0, lengths=lengths.cuda())
+    assert torch.equal(got.cpu(), expected)
+
+
+def test_a_bfloat16_run_at_a_tiny_learning_rate_follows_a_float32_one(examples):
+    """The mean movement of the weights: stochastic rounding loses none of it."""
+    moved = []
+    for dtype in torch.float32, torch.bfloat16:
+        model = tiny_model().bfloat16().to(dtype).cuda()
+        start = {n: p.detach().float().clone() for n, p in model.named_parameters()}
+        add_reference(model, examples, progress=False)
+        for _ in fit(model, METHODS["dft2"](n_examples=3), examples, Recipe(epochs=200, batch=3, lr=2e-6)):
+            pass
+        moved.append(torch.cat([(p.detach().float() - start[n]).flatten() for n, p in model.named_parameters()]))
+    cosine = torch.nn.functional.cosine_similarity(moved[0], moved[1], dim=0)
+    slope = (moved[0] @ moved[1]) / (moved[0] @ moved[0])
+    assert cosine > 0.1 and abs(slope - 1) < 0.2
