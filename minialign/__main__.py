@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 
 from minialign.cli import add_flags, arg, exit_status
+from minialign.studies import listing
 
 METHOD_NAMES = ("sft", "asft", "dft", "dft2", "ift", "dpo", "dpop", "ipo", "kto", "orpo", "cpo", "simpo", "simpo_sft", "rdpo",
                 "rrhf", "spin", "slic", "ift_eq21")     # METHODS without importing torch; a test holds them together
@@ -15,7 +16,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 @dataclass(frozen=True)
 class Compare:
     seeds: int = arg(3, "how many seeds, each with a base model of its own (trained once, then cached in OUT/cache)", least=1)
-    first_seed: int = arg(0, "the first of them; other seeds are a fresh draw of everything", least=0)
+    first_seed: int = arg(0, "the first of them; other seeds are a fresh draw of everything", least=0, most=10**9)
     methods: str = arg("sft,asft,dft,dft2,ift", "methods to race, separated by commas, or all")
     json: str | None = arg(None, "write every number, one value per seed, to this file (- for standard output)")
     out: str = arg("out", "folder for pictures and cached base models")
@@ -40,10 +41,10 @@ class Train:
     clip: float = arg(1.0, "gradients longer than this are shortened to it", above=0.0)
     max_len: int | None = arg(None, "longest prompt + answer in tokens, the model's context unless given; "
                                     "what is longer is cut and counted", least=2)
-    seed: int = arg(0, "order of the data, and all else that is drawn")
+    seed: int = arg(0, "order of the data, and all else that is drawn", least=0, most=10**9)
     dtype: str = arg("float32", "the model's numbers while training; bfloat16 is rounded stochastically", choices=DTYPES[:2])
     device: str = arg("cpu", "cpu, cuda, cuda:1, …")
-    threads: int | None = arg(None, "CPU threads; torch decides unless given", least=1)
+    threads: int | None = arg(None, "CPU threads; torch decides unless given", least=1, most=1024)
     checkpoint_every: int = arg(50, "updates between checkpoints", least=1)
     resume: bool = arg(False, "continue the run in --out from its last checkpoint")
     lam: float | None = arg(None, "asft, orpo: weight of the alignment term; ift: share of the model's own guess; "
@@ -83,9 +84,9 @@ class Sample:
     temperature: float = arg(0.7, "0 takes the likeliest token", least=0.0)
     top_k: int | None = arg(50, "draw among the k likeliest tokens", least=1)
     top_p: float | None = arg(None, "draw among the likeliest tokens that hold this share of it all", above=0.0, most=1.0)
-    max_new_tokens: int = arg(128, "longest answer", least=1)
+    max_new_tokens: int = arg(128, "longest answer", least=1, most=10**6)
     batch: int = arg(16, "prompts at a time", least=1)
-    seed: int = arg(0, "what the draws depend on")
+    seed: int = arg(0, "what the draws depend on", least=0, most=10**9)
     dtype: str = arg("float32", "the model's numbers", choices=DTYPES)
     device: str = arg("cpu", "cpu, cuda, cuda:1, …")
 
@@ -96,7 +97,7 @@ class Evaluate:
     data: str = arg(..., "JSONL file in any of the formats of train")
     generate: int = arg(0, "also answer this many prompts greedily, and compare with the wanted answers: "
                            "exact match, BLEU-4, ROUGE-L", least=0)
-    max_new_tokens: int = arg(256, "longest generated answer", least=1)
+    max_new_tokens: int = arg(256, "longest generated answer", least=1, most=10**6)
     max_len: int | None = arg(None, "longest prompt + answer in tokens, the model's context unless given", least=2)
     batch: int = arg(16, "prompts at a time", least=1)
     dtype: str = arg("float32", "the model's numbers", choices=DTYPES)
@@ -113,10 +114,20 @@ class Generate:
     temperature: float = arg(0.7, "how adventurous the draw is", least=0.0)
     top_k: int | None = arg(50, "draw among the k likeliest tokens", least=1)
     top_p: float | None = arg(None, "draw among the likeliest tokens that hold this share of it all", above=0.0, most=1.0)
-    max_new_tokens: int = arg(256, "longest answer", least=1)
-    seed: int = arg(0, "what the draw depends on")
+    max_new_tokens: int = arg(256, "longest answer", least=1, most=10**6)
+    seed: int = arg(0, "what the draw depends on", least=0, most=10**9)
     dtype: str = arg("float32", "the model's numbers", choices=DTYPES)
     device: str = arg("cpu", "cpu, cuda, cuda:1, …")
+
+
+@dataclass(frozen=True)
+class Study:
+    name: str = arg(..., "a name from the list below, or all", positional=True)
+    seeds: int | None = arg(None, "how many seeds; 3 to 5 unless given: what fits into three minutes on two cores", least=1)
+    first_seed: int = arg(0, "the first of them; other seeds are a fresh draw of everything", least=0, most=10**9)
+    methods: str | None = arg(None, "study methods only: which ones, separated by commas, or all")
+    json: str | None = arg(None, "write every number, one value per seed, to this file (- for standard output)")
+    out: str = arg("out", "folder for pictures and cached base models")
 
 
 VERBS = {   # verb: arguments, module and function, what it is for
@@ -126,6 +137,7 @@ VERBS = {   # verb: arguments, module and function, what it is for
     "sample": (Sample, "sample:run", "draw a pool of a model's own answers: the negatives of dft and dft2"),
     "evaluate": (Evaluate, "evaluate:run", "log-probs, perplexity, preference accuracy, "
                                            "and answers compared with the wanted ones"),
+    "study": (Study, "studies:main", "one claim of the papers put to the test: a table, a picture, one honest sentence"),
     "generate": (Generate, "sample:talk", "continue one prompt"),
 }
 
@@ -135,7 +147,10 @@ def build_parser() -> argparse.ArgumentParser:
                                      description="Align a language model without RLHF machinery; every gradient by hand.")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (cls, _, what) in VERBS.items():
-        add_flags(verbs.add_parser(verb, help=what, description=what[0].upper() + what[1:] + ".", allow_abbrev=False), cls)
+        words = {"help": what, "description": what[0].upper() + what[1:] + "."}
+        if verb == "study":
+            words |= {"epilog": f"studies:\n{listing()}", "formatter_class": argparse.RawDescriptionHelpFormatter}
+        add_flags(verbs.add_parser(verb, allow_abbrev=False, **words), cls)
     return parser
 
 

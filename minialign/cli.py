@@ -11,7 +11,8 @@ from typing import get_args
 def arg(default, help: str, **how):
     """A dataclass field that is also a flag. `default` ... (Ellipsis) means that the flag must be given.
 
-    how: choices, metavar, and for numbers the bounds least, most (included) and above (not included).
+    how: choices, metavar, for numbers the bounds least, most (included) and above (not included); positional=True for a word
+    that is given without a flag.
     """
     metadata = {"help": help, **how}
     return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
@@ -21,6 +22,9 @@ def add_flags(parser: argparse.ArgumentParser, cls) -> None:
     """Every field of the dataclass as --its-name, with type, default and reason in -h."""
     for f in fields(cls):
         how, required = dict(f.metadata), f.default is MISSING
+        if how.pop("positional", False):
+            parser.add_argument(f.name, metavar=f.name.upper(), **how)
+            continue
         bounds = {name: how.pop(name) for name in ("least", "most", "above") if name in how}
         kind = next((t for t in get_args(f.type) if t is not type(None)), f.type)
         how["help"] = how["help"].replace("%", "%%")
@@ -44,8 +48,9 @@ def within(kind, least=None, most=None, above=None):
             raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from None
         inside = (least is None or value >= least) and (most is None or value <= most) and (above is None or value > above)
         if not (inside and abs(value) < 1e15):
-            words = f"above {above}" if above is not None else f"{least} or more" if most is None else f"from {least} to {most}"
-            raise argparse.ArgumentTypeError(f"{text} is out of range, give a number {words}")
+            words = [f"above {above}"] * (above is not None) + [f"from {least}"] * (least is not None)
+            words += [f"up to {1e15 if most is None else most:g}"]
+            raise argparse.ArgumentTypeError(f"{text} is out of range, give a number {' '.join(words)}")
         return value
     return read
 

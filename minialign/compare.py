@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from minialign.arena import N_TRAIN, RECIPE, Run, run_all
-from minialign.files import write_text
+from minialign.files import can_write, write_text
 from minialign.methods import METHODS
 from minialign.stats import mean_interval, show, table
 
@@ -78,6 +78,7 @@ def main(args) -> None:
     methods = list(METHODS) if args.methods == "all" else args.methods.split(",")
     if unknown := [m for m in methods if m not in METHODS]:
         raise ValueError(f"no method {', '.join(unknown)}; choose from {', '.join(METHODS)}, or all")
+    can_write(args.out, args.json)
     out = Path(args.out)
     seeds = list(range(args.first_seed, args.first_seed + args.seeds))
     results = race(seeds, methods, out / "cache")

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from minialign.data import collate, shared_row_pays
-from minialign.jsonl import encode_prompt, load_examples
+from minialign.jsonl import load_examples
 from minialign.load import load_model
 from minialign.logps import batch_logps
 from minialign.sample import answers
@@ -25,6 +25,8 @@ def answer_logps(model, examples, batch_size: int, progress: bool = True) -> tup
         part = examples[i : i + batch_size]
         batch = collate(part, shared_row_pays(part, model.config)).to(model.head.device)
         l = batch_logps(model, batch).double().sum(-1).T.tolist()       # (b, A)
+        if not all(math.isfinite(x) for row in l for x in row):
+            raise FloatingPointError("the model's log-probs are not finite; its weights are damaged or overflow in this dtype")
         sums += [row[: len(e.answers)] for row, e in zip(l, part, strict=True)]
         lengths += [[len(a) for a in e.answers] for e in part]
     return sums, lengths
@@ -88,7 +90,7 @@ def marks(sums: list[list[float]], lengths: list[list[int]]) -> dict:
     share = lambda margins: sum(m > 0 for m in margins) / len(margins) if margins else None  # noqa: E731
     average = lambda margins: sum(margins) / len(margins) if margins else None  # noqa: E731
     return {"examples": len(sums), "tokens": tokens, "logp_per_token": per_token,
-            "perplexity": None if per_token is None else math.exp(min(-per_token, 700)),
+            "perplexity": None if per_token is None else math.exp(-per_token) if per_token > -700 else math.inf,
             "pair_accuracy": share(total), "margin": average(total),
             "pair_accuracy_per_token": share(mean), "margin_per_token": average(mean)}
 
@@ -96,9 +98,11 @@ def marks(sums: list[list[float]], lengths: list[list[int]]) -> dict:
 def compare_answers(model, tokenizer, examples, args) -> tuple[dict, list[tuple[str, str, str]]]:
     """Greedy answers to the first prompts against the wanted ones; also (prompt, wanted, answer) to read."""
     chosen = [e for e in examples if e.answers[0]][: args.generate]
+    if not chosen:
+        raise ValueError(f"{args.data} has no row with a wanted answer to compare with; leave out --generate")
     generated = []
     for i in tqdm(range(0, len(chosen), args.batch), desc="answers", leave=False):
-        prompts = [encode_prompt(tokenizer, e.text["prompt"]) for e in chosen[i : i + args.batch]]
+        prompts = [e.prompt for e in chosen[i : i + args.batch]]
         generated += [pool[0][0] for pool in answers(model, tokenizer, prompts, 1, args.max_new_tokens, 0.0, None, None, None)]
     as_text = lambda x: x if isinstance(x, str) else x[-1]["content"]  # noqa: E731
     wanted = [as_text(e.text["answers"][0]) for e in chosen]
@@ -110,7 +114,8 @@ def compare_answers(model, tokenizer, examples, args) -> tuple[dict, list[tuple[
 def run(args) -> None:
     """`minialign evaluate`."""
     model, tokenizer = load_model(args.model, args.dtype, args.device)
-    examples, truncated = load_examples(args.data, tokenizer, args.max_len or model.config.max_len)
+    max_len = min(args.max_len or model.config.max_len, model.config.max_len)
+    examples, truncated = load_examples(args.data, tokenizer, max_len)
     result = marks(*answer_logps(model, examples, args.batch))
     result |= {"truncated": truncated, "exact_match": None, "bleu4": None, "rouge_l": None}
     panel = []

@@ -32,6 +32,20 @@ def replacing(path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def can_write(folder=None, file=None) -> None:
+    """ValueError now, and not after the work, if results could not be written to this folder or file ("-": standard output)."""
+    for place in (None if folder is None else Path(folder), None if file in (None, "-") else Path(file).parent):
+        if place is not None:
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"cannot make the folder {place} ({error.strerror}); give another one") from None
+            if not os.access(place, os.W_OK):
+                raise ValueError(f"the folder {place} is read-only; give one that can be written")
+    if file not in (None, "-") and Path(file).exists() and not Path(file).is_file():
+        raise ValueError(f"{file} is a {'folder' if Path(file).is_dir() else 'device'}; name a file")
+
+
 def write_tensors(path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
     """{name: tensor} as one safetensors file. OSError, whatever safetensors calls it, if the system refuses."""
     from safetensors import SafetensorError  # imported here: the rest of this file is for everybody, torch or not

@@ -4,7 +4,6 @@ The formats are those TRL users have. Every complaint names the file, the line, 
 """
 
 import json
-import math
 from pathlib import Path
 
 from minialign.data import Example
@@ -31,9 +30,9 @@ def read_jsonl(path) -> list[tuple[str, dict]]:
         where = f"{path} line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error.msg}, column {error.colno}); "
-                             "every line must be one JSON object") from None
+        except (ValueError, RecursionError) as error:
+            why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise ValueError(f"{where}: not JSON ({why}); every line must be one JSON object") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where}: a JSON {type(row).__name__}, not an object; expected {FORMATS}")
         rows.append((where, row))
@@ -52,7 +51,7 @@ def split_row(where: str, row: dict) -> tuple[object, list, list[float] | None]:
         prompt, answers = row["prompt"], [answer_of(where, row, "chosen"), answer_of(where, row, "rejected")]
     elif {"prompt", "responses", "rewards"} <= keys:
         prompt, answers, rewards = row["prompt"], row["responses"], row["rewards"]
-        numbers = isinstance(rewards, list) and all(isinstance(x, (int, float)) and math.isfinite(x) for x in rewards)
+        numbers = isinstance(rewards, list) and all(map(is_number, rewards))
         if not isinstance(answers, list) or not answers or not numbers or len(rewards) != len(answers):
             raise ValueError(f"{where}: 'responses' and 'rewards' must be lists of the same length, texts and finite numbers")
         order = sorted(range(len(answers)), key=lambda i: -rewards[i])
@@ -80,6 +79,10 @@ def split_row(where: str, row: dict) -> tuple[object, list, list[float] | None]:
     return prompt, answers, rewards
 
 
+def is_number(x) -> bool:
+    return type(x) in (int, float) and abs(x) < 1e300
+
+
 def answer_of(where: str, row: dict, key: str):
     return check_text(where, key, row[key])
 
@@ -103,6 +106,8 @@ def encode_prompt(tokenizer, prompt) -> list[int]:
         ids = tokenizer.encode(prompt)
     else:
         ids = tokenizer.encode(tokenizer.render(prompt, add_generation_prompt=True), add_special_tokens=False)
+    if not ids and tokenizer.eos_id is None:
+        raise ValueError("an empty prompt, and a vocabulary without a begin or an end token: nothing predicts the first token")
     # An empty prompt in a model without a begin token: what ends a text also opens one, as in GPT-2.
     return ids or [tokenizer.eos_id]
 
@@ -111,7 +116,7 @@ def encode_answer(tokenizer, prompt, answer, finished: bool = True) -> list[int]
     """Token ids of an answer, ending in exactly one end-of-sequence token (none if the answer was cut off: finished = False).
 
     Strings are tokenized together with their prompt, so that the tokens are those the model would see in running text; where a
-    token would straddle the border, the answer is tokenized alone.
+    token would straddle the border, the answer is tokenized alone, which in SentencePiece vocabularies begins a new word.
     """
     if isinstance(prompt, str):
         before, whole, special = prompt, prompt + answer, True
@@ -126,8 +131,11 @@ def encode_answer(tokenizer, prompt, answer, finished: bool = True) -> list[int]
     eos = tokenizer.eos_id
     if eos is None:
         return ids
-    while eos in ids:                   # what the template writes after the end, say a newline, is never generated: it goes too
-        ids = ids[: len(ids) - 1 - ids[::-1].index(eos)]
+    if eos in ids:                      # what the template writes behind the end, say a newline, is never generated: it goes
+        end = len(ids) - 1 - ids[::-1].index(eos)
+        ids, behind = ids[:end], tokenizer.decode(ids[end + 1 :])
+        if behind.strip() or eos in ids:
+            raise ValueError("the answer has the end-of-sequence token in its middle; remove that text")
     return ids + [eos] if finished else ids
 
 
@@ -169,7 +177,7 @@ def load_examples(path, tokenizer, max_len: int, negatives=None) -> tuple[list[E
             raise ValueError(f"{where}: an answer has no tokens; remove the line or fill it in")
         ids, answers, cut = truncate(ids, answers, max_len)
         truncated += cut
-        text = {"prompt": prompt, "answers": texts}
+        text = {"where": where, "prompt": prompt, "answers": texts}
         examples.append(Example(len(examples), ids, answers, None if cut else ref_logps, rewards, text=text))
     if unmatched:
         raise ValueError(f"{unmatched}: no negatives for this prompt in {negatives}; "
@@ -192,8 +200,10 @@ def read_negatives(path) -> dict[str, list[dict]]:
         for name, values in lists.items():
             if not isinstance(values, list) or len(values) != len(texts):
                 raise ValueError(f"{where}: '{name}' must be a list with one value per answer, {len(texts)} here")
-        if any(x is not None and not math.isfinite(x) for x in lists["ref_logps"]):
-            raise ValueError(f"{where}: 'ref_logps' holds a number that is not finite")
+        if not all(x is None or is_number(x) for x in lists["ref_logps"]):
+            raise ValueError(f"{where}: 'ref_logps' holds something that is not a finite number")
+        if not all(isinstance(x, bool) for x in lists["finished"]):
+            raise ValueError(f"{where}: 'finished' must hold true or false for every answer")
         for text, finished, ref_logp in zip(texts, lists["finished"], lists["ref_logps"], strict=True):
             if not isinstance(text, str) or not (text or finished):
                 raise ValueError(f"{where}: an answer that is no text, or empty and cut off; remove it from 'negatives'")

@@ -33,10 +33,7 @@ def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") ->
     folder, name = Path(path), str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); give cpu") from None
+    check_device(device)
     if not (folder / "config.json").is_file() and (folder / SAVING / "config.json").is_file():
         folder = folder / SAVING                                        # save_model was killed while it put this in place
     if not (folder / "config.json").is_file():
@@ -56,6 +53,14 @@ def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") ->
         model.lm_head.weight = model.model["embed_tokens"].weight
     model.hf_config = raw                                               # save_model keeps the keys we have no use for
     return model, tokenizer
+
+
+def check_device(device: str) -> None:
+    """ValueError if nothing can be computed on this device."""
+    try:
+        torch.zeros(1, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); give cpu") from None
 
 
 def read_state(folder: Path, model: Transformer, dtype: torch.dtype, device: str) -> dict[str, Tensor]:

@@ -110,6 +110,8 @@ def linear_logps(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | N
         raise ValueError(f"linear_logps takes hidden (N, C), weight (V, C), targets (N,); got {shapes}")
     if chunk is None:
         chunk = max(1, CHUNK_ELEMENTS // len(weight))
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
+        raise ValueError(f"targets must be token ids from 0 to {len(weight) - 1}; leave out positions that are not trained")
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it is a number of rows, at least 1")
     return LinearLogps.apply(hidden, weight, targets, chunk)

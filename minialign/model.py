@@ -6,7 +6,7 @@ logps.py. It also generates, since that needs nothing but the network. No dropou
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -50,14 +50,6 @@ class Config:
             raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
         if self.pos == "rope" and self.d_head % 2:
             raise ValueError(f"rotary positions turn pairs of numbers, so d_head must be even, not {self.d_head}")
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "Config":
-        """The inverse of `dataclasses.asdict` after a trip through JSON, which turns tuples into lists."""
-        known = {f.name for f in fields(cls)}
-        if unknown := set(values) - known:
-            raise ValueError(f"Config has no field {', '.join(sorted(unknown))}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def wide(x: Tensor) -> Tensor:
@@ -211,6 +203,8 @@ class Transformer(nn.Module):
                 nn.init.normal_(p, std=std / math.sqrt(2 * self.config.n_layer) if into_stream else std)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
+            else:
+                nn.init.ones_(p)                                        # the norms' weights
 
     @property
     def head(self) -> Tensor:
@@ -264,13 +258,16 @@ class Transformer(nn.Module):
 
         temperature 0 is greedy. A row that has produced a token of `stop` repeats it from then on.
         """
-        if tokens.dim() != 2 or tokens.shape[1] == 0:
-            raise ValueError(f"tokens must be (rows, length) with at least one token to continue from, not {tuple(tokens.shape)}")
+        R, L = tokens.shape if tokens.dim() == 2 else (0, 0)
+        lengths = torch.full((R,), L, device=tokens.device) if lengths is None else lengths
+        if L == 0 or not 1 <= int(lengths.min()) <= int(lengths.max()) <= L:
+            raise ValueError(f"tokens must be (rows, length), every row with a token to continue from, not {tuple(tokens.shape)}")
+        if not (temperature >= 0 and max_new_tokens >= 0 and (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)):
+            raise ValueError(f"temperature {temperature}, max_new_tokens {max_new_tokens}, top_k {top_k}, top_p {top_p}: "
+                             "the first two start at 0, top_k at 1, top_p lies above 0 and up to 1")
         if self.config.pos == "learned" and tokens.shape[1] + max_new_tokens > self.config.max_len:
             raise ValueError(f"{tokens.shape[1]} prompt tokens and {max_new_tokens} new ones "
                              f"exceed the {self.config.max_len} learned positions")
-        R, L = tokens.shape
-        lengths = torch.full((R,), L, device=tokens.device) if lengths is None else lengths
         stops = torch.tensor(stop, dtype=torch.long, device=tokens.device)
         cache = Cache(self.config, R, L + max_new_tokens, self.head.dtype, tokens.device)
         hidden = self(tokens, torch.arange(L, device=tokens.device).expand(R, L), cache=cache)              # (R, L, C)
@@ -307,9 +304,11 @@ def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
 
     top_k keeps the k likeliest tokens; top_p keeps the likeliest ones whose mass, without the last of them, stays below p.
     """
+    if not logits.isfinite().all():
+        raise FloatingPointError("the model's logits are not finite; its weights are damaged or overflow in this dtype")
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits / temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)
     if top_k is not None and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     p = logits.softmax(-1)

@@ -10,6 +10,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from minialign.files import replacing
+
 # Colour-blind safe (after Okabe and Ito, and Tol); relatives share a hue.
 COLOR = {
     "base": "#8c8c8c", "sft": "#4d4d4d", "sft x3": "#a6a6a6",
@@ -21,13 +23,10 @@ COLOR = {
 
 def save(figure, folder, name: str) -> Path:
     """Write FOLDER/NAME.png (whole or not at all) and close the figure."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.png"
-    unfinished = path.with_suffix(".png.tmp")
-    figure.savefig(unfinished, format="png", dpi=150, bbox_inches="tight", facecolor="white")
+    path = Path(folder) / f"{name}.png"
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=150, bbox_inches="tight", facecolor="white")
     plt.close(figure)
-    unfinished.replace(path)
     return path
 
 

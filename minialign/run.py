@@ -19,7 +19,7 @@ from minialign import small
 from minialign.data import Example
 from minialign.files import write_tensors, write_text
 from minialign.jsonl import load_examples
-from minialign.load import load_model, save_model
+from minialign.load import check_device, load_model, save_model
 from minialign.methods import METHODS, Method
 from minialign.optim import AdamW
 from minialign.train import Recipe, add_mismatched, add_reference, build_method, fit
@@ -43,7 +43,7 @@ def load_checkpoint(path: Path, model, optimizer: AdamW, method: Method) -> int:
             p.data.copy_(state[f"model.{name}"])
         for prefix, owner in (("optimizer.", optimizer), ("method.", method)):
             owner.load_state_dict({name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)})
-    except (SafetensorError, KeyError, RuntimeError) as error:
+    except (SafetensorError, KeyError, RuntimeError, TypeError, OSError) as error:
         raise ValueError(f"{path} is not a checkpoint of this run ({error}); start again with another --out") from None
     return step
 
@@ -66,15 +66,19 @@ MISSING = {
 }
 
 
-def check_data(name: str, examples: list[Example], path: str) -> None:
-    """ValueError if the data lacks what the method compares."""
-    for need in METHODS[name].needs:
-        lacking = next((e for e in examples
-                        if need in MISSING and (len(e.answers) < 2 or (need == "rewards" and e.rewards is None))), None)
+def check_data(name: str, examples: list[Example], path: str, negatives: str | None) -> None:
+    """ValueError if the data lacks what the method compares, naming the first line that does."""
+    needs = METHODS[name].needs
+    if "negatives" in needs and negatives is None:
+        raise ValueError(f"{name} needs {MISSING['negatives']}")
+    for need in {"rejected", "rewards"} & set(needs):
+        lacking = next((e for e in examples if len(e.answers) < 2 or (need == "rewards" and e.rewards is None)), None)
         if lacking is not None:
-            raise ValueError(f"{name} needs {MISSING[need]}. {path} row {lacking.index + 1} has none")
-    if "kl" not in METHODS[name].needs and any(not e.answers[0] for e in examples):
-        raise ValueError(f"{path} has unpaired rows (label: false); {name} needs a wanted answer in every row, only kto does not")
+            raise ValueError(f"{name} needs {MISSING[need]}; {lacking.text.get('where', path)} has none")
+    unpaired = next((e for e in examples if not e.answers[0]), None)
+    if unpaired is not None and "kl" not in needs:
+        raise ValueError(f"{unpaired.text.get('where', path)} is unpaired (label: false); {name} needs a wanted answer "
+                         "in every row, kto does not")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -93,16 +97,17 @@ def train(args) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     model, tokenizer = open_model(args)
-    examples, truncated = load_examples(args.data, tokenizer, args.max_len or model.config.max_len, args.negatives)
-    check_data(args.method, examples, args.data)
+    max_len = min(args.max_len or model.config.max_len, model.config.max_len)
+    examples, truncated = load_examples(args.data, tokenizer, max_len, args.negatives)
+    check_data(args.method, examples, args.data, args.negatives)
     method = build_method(args.method, args.hyper(), len(examples))
     recipe = Recipe(**{f.name: getattr(args, f.name if f.name != "negatives" else "k") for f in fields(Recipe)})
     print(f"{len(examples)} examples, {truncated} truncated, {recipe.updates(len(examples))} updates; {method}", flush=True)
+    if "kl" in method.needs:
+        add_mismatched(examples, max_len)
     write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
 
     optimizer = AdamW(dict(model.named_parameters()), weight_decay=recipe.weight_decay, seed=recipe.seed)
-    if "kl" in method.needs:
-        add_mismatched(examples)
     if "reference" in method.needs:
         stored_reference(out / "reference.json", model, examples, recipe.micro_batch)
     start = load_checkpoint(checkpoint, model, optimizer, method) if args.resume and checkpoint.exists() else 0
@@ -115,6 +120,7 @@ def open_model(args):
     """The model folder, or the small GPT of the race, whose base training takes half a minute the first time."""
     if args.model != "small":
         return load_model(args.model, args.dtype, args.device)
+    check_device(args.device)
     with tqdm(total=small.STEPS, desc="base model", unit="update", leave=False) as bar:
         model, tokenizer = small.base_model(args.seed, tick=bar.update)
     return model.to(args.device, getattr(torch, args.dtype)), tokenizer
@@ -122,10 +128,10 @@ def open_model(args):
 
 def stored_reference(path: Path, model, examples: list[Example], micro_batch: int) -> None:
     """The reference's log-probs from the file of an earlier start of this run, or computed now and written there."""
-    if path.exists():
-        for e, known in zip(examples, json.loads(path.read_text()), strict=True):
-            e.ref_logps, e.kl_ref_logp = known
-    else:
+    try:
+        for e, (ref_logps, kl_ref_logp) in zip(examples, json.loads(path.read_text()), strict=True):
+            e.ref_logps, e.kl_ref_logp = [float(x) for x in ref_logps], kl_ref_logp
+    except (OSError, ValueError, TypeError):    # not there yet, or damaged: the model is not trained yet, so ask it again
         add_reference(model, examples, micro_batch)
         write_text(path, json.dumps([(e.ref_logps, e.kl_ref_logp) for e in examples]) + "\n")
 
@@ -136,8 +142,10 @@ def check_same_run(out: Path, config: dict) -> None:
         old = json.loads((out / "config.json").read_text())
     except FileNotFoundError:
         raise ValueError(f"nothing to resume: {out / 'config.json'} does not exist; drop --resume to start a run there") from None
-    except json.JSONDecodeError:
-        raise ValueError(f"{out / 'config.json'} is not JSON any more; start again with another --out") from None
+    except ValueError:
+        old = None
+    if not isinstance(old, dict):
+        raise ValueError(f"{out / 'config.json'} is damaged; start again with another --out")
     free = {"resume", "out", "device", "threads", "checkpoint_every"}
     for key in sorted(set(old) | set(config)):
         if key not in free and old.get(key) != config.get(key):
@@ -146,10 +154,21 @@ def check_same_run(out: Path, config: dict) -> None:
             raise ValueError(f"cannot resume {out}: {what} since the run began")
 
 
+def finished_lines(log: Path, start: int) -> list[str]:
+    """The log of the updates that the checkpoint contains. ValueError if some of it is gone: a log with holes would mislead."""
+    lines = log.read_text(encoding="utf-8").split("\n")[:start] if start and log.exists() else []
+    try:
+        whole = [json.loads(line)["step"] for line in lines] == list(range(1, start + 1))
+    except (ValueError, TypeError, KeyError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{log} does not hold the {start} updates of the checkpoint beside it; start again with another --out")
+    return lines
+
+
 def train_with_checkpoints(model, method, examples, recipe, optimizer, start, every, checkpoint: Path, log: Path) -> None:
     """The loop, its log and its checkpoints; Ctrl-C finishes the update, saves, and raises Interrupted."""
-    lines = log.read_text().splitlines()[:start] if start else []
-    write_text(log, "".join(line + "\n" for line in lines))
+    write_text(log, "".join(line + "\n" for line in finished_lines(log, start)))
     stop = False
 
     def ask_to_stop(*_):

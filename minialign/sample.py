@@ -1,5 +1,6 @@
 """Answers drawn from a model: the pool of negatives that DFT learns against, and one prompt continued on the terminal."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -23,23 +24,34 @@ def with_system(prompt, system: str | None):
     return [{"role": "system", "content": system}] + [m for m in prompt if m["role"] != "system"]
 
 
+def room(model, prompts: list[list[int]], max_new_tokens: int) -> int:
+    """How many new tokens fit into the model's context behind the longest of these prompts."""
+    longest, context = max(map(len, prompts)), model.config.max_len
+    if longest >= context:
+        raise ValueError(f"a prompt of {longest} tokens fills the model's context of {context}; shorten it")
+    return min(max_new_tokens, context - longest)
+
+
 @torch.no_grad()
 def answers(model, tokenizer, prompts: list[list[int]], k: int, max_new_tokens: int, temperature: float, top_k: int | None,
             top_p: float | None, generator: torch.Generator) -> list[list[tuple[str, bool]]]:
-    """k answers to every prompt: (text, finished), where an unfinished one ran into max_new_tokens."""
-    device = model.head.device
+    """k answers to every prompt: (text, finished), where an unfinished one ran into max_new_tokens or the end of the context.
+
+    The text is what follows the prompt when both are decoded together: alone, its first word would lose the space before it.
+    """
+    device, longest = model.head.device, max(map(len, prompts))
     lengths = torch.tensor([len(p) for p in prompts], device=device).repeat_interleave(k)
-    longest = max(map(len, prompts))
     padded = [p + [0] * (longest - len(p)) for p in prompts]
     tokens = torch.tensor(padded, device=device).repeat_interleave(k, 0)            # (prompts · k, L)
-    out = model.generate(tokens, max_new_tokens, temperature, top_k, top_p, tokenizer.stop_ids, lengths, generator).tolist()
-    pairs = []
-    for ids, n in zip(out, lengths.tolist(), strict=True):
-        new = ids[n : n + max_new_tokens]
+    most = room(model, prompts, max_new_tokens)
+    out = model.generate(tokens, most, temperature, top_k, top_p, tokenizer.stop_ids, lengths, generator).tolist()
+    pools = [[] for _ in prompts]
+    for i, (ids, n) in enumerate(zip(out, lengths.tolist(), strict=True)):
+        new = ids[n : n + most]
         end = next((i for i, token in enumerate(new) if token in tokenizer.stop_ids), None)
-        text = tokenizer.decode(new[:end])
-        pairs.append((text, end is not None or not text))
-    return [pairs[i : i + k] for i in range(0, len(pairs), k)]
+        text = tokenizer.decode(ids[:n] + new[:end])[len(tokenizer.decode(ids[:n])) :]
+        pools[i // k].append((text, end is not None or not text))
+    return pools
 
 
 @torch.no_grad()
@@ -50,8 +62,10 @@ def score_pool(model, tokenizer, prompts: list, pools: list[list[tuple[str, bool
         ids = [encode_answer(tokenizer, prompt, as_answer(prompt, text), done) for text, done in pool]
         examples.append(Example(i, encode_prompt(tokenizer, prompt), ids))
     batch = collate(examples, shared_row_pays(examples, model.config)).to(model.head.device)
-    sums = batch_logps(model, batch).sum(-1).double().T.tolist()         # (prompts, k)
-    return [row[: len(pool)] for row, pool in zip(sums, pools, strict=True)]
+    sums = batch_logps(model, batch).sum(-1).double().T                  # (prompts, k)
+    if not sums.isfinite().all():
+        raise FloatingPointError("the model's log-probs are not finite; its weights are damaged or overflow in this dtype")
+    return [row[: len(pool)] for row, pool in zip(sums.tolist(), pools, strict=True)]
 
 
 def as_answer(prompt, text: str):
@@ -68,52 +82,67 @@ def unique_prompts(path) -> list:
     return list(prompts.values())
 
 
-def finished_rows(out: Path, prompts: list, args) -> int:
-    """How many prompts an interrupted file has already; a torn last line is removed.
+def settings(model, args) -> str:
+    """A digest of what the draws depend on, some numbers of every parameter included: a row of another draw is not continued."""
+    names = "k", "system", "temperature", "top_k", "top_p", "max_new_tokens", "batch", "seed", "dtype"
+    digest = hashlib.sha256(repr([getattr(args, name) for name in names]).encode())
+    for p in model.parameters():
+        digest.update(p.detach().flatten()[:16].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
-    ValueError if the file belongs to something else.
-    """
+
+def finished_rows(out: Path, prompts: list, draw: str) -> list[str]:
+    """The lines of an interrupted pool that stay; a torn last one goes. ValueError if the file is anything else."""
     if not out.exists():
-        return 0
-    lines = out.read_text(encoding="utf-8").split("\n")[:-1]     # what follows the last newline was cut off while being written
+        return []
+    other = ValueError(f"{out} is no pool of these prompts drawn from this model with these settings; choose another --out")
     try:
+        *lines, torn = out.read_text(encoding="utf-8").split("\n")
         rows = [json.loads(line) for line in lines]
-        if [row["prompt"] for row in rows] != prompts[: len(rows)] or any(len(row["negatives"]) != args.k for row in rows):
-            raise ValueError
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{out} holds other prompts, or another number of answers than --k {args.k}; "
-                         "choose another --out, or delete it") from None
-    done = len(rows) if len(rows) == len(prompts) else len(rows) - len(rows) % args.batch   # draws depend on whole batches
-    write_text(out, "".join(line + "\n" for line in lines[:done]))
-    return done
+        ours = all((row["draw"], row["prompt"]) == (draw, prompt) for row, prompt in zip(rows, prompts, strict=False))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise other from None
+    opening = json.dumps({"draw": draw})[:-1]
+    if not ours or len(rows) > len(prompts) or torn[: len(opening)] != opening[: len(torn)]:
+        raise other
+    return lines
 
 
 def run(args) -> None:
-    """`minialign sample`: a line per prompt, {"prompt", "negatives", "finished", "ref_logps"},
-    and "augmented_ref_logps" with --system.
+    """`minialign sample`: a line per prompt, {"draw", "prompt", "negatives", "finished", "ref_logps"}, and
+    "augmented_ref_logps" with --system.
 
     ref_logps are summed log-probs under the prompt as it will be trained on (what DFT's released code divides by); the augmented
     ones are under the prompt the answers were drawn from (what the paper writes).
     """
     prompts, out = unique_prompts(args.data), Path(args.out)
-    done = finished_rows(out, prompts, args)
+    if out.exists() and not out.is_file():
+        raise ValueError(f"--out {out} is no file; name a JSONL file to write")
     model, tokenizer = load_model(args.model, args.dtype, args.device)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    asked = [with_system(prompt, args.system) for prompt in prompts]
+    asked_ids = [encode_prompt(tokenizer, prompt) for prompt in asked]
+    room(model, asked_ids, args.max_new_tokens)
+    draw = settings(model, args)
+    lines = finished_rows(out, prompts, draw)
+    done = len(lines) if len(lines) == len(prompts) else len(lines) - len(lines) % args.batch   # draws depend on whole batches
+    write_text(out, "".join(line + "\n" for line in lines[:done]))
     with open(out, "a", encoding="utf-8") as file, tqdm(total=len(prompts), initial=done, desc="sample", unit="prompt") as bar:
         for begin in range(done, len(prompts), args.batch):
-            part = prompts[begin : begin + args.batch]
-            asked = [with_system(prompt, args.system) for prompt in part]
+            here = slice(begin, begin + args.batch)
             generator = torch.Generator(model.head.device).manual_seed(1_000_003 * args.seed + begin)
-            pools = answers(model, tokenizer, [encode_prompt(tokenizer, prompt) for prompt in asked], args.k, args.max_new_tokens,
-                            args.temperature, args.top_k, args.top_p, generator)
-            columns = {"ref_logps": score_pool(model, tokenizer, part, pools)}
+            pools = answers(model, tokenizer, asked_ids[here], args.k, args.max_new_tokens, args.temperature, args.top_k,
+                            args.top_p, generator)
+            pools = [pool if isinstance(prompt, str) else [(text.strip(), done) for text, done in pool]     # templates do as much
+                     for prompt, pool in zip(prompts[here], pools, strict=True)]
+            columns = {"ref_logps": score_pool(model, tokenizer, prompts[here], pools)}
             if args.system:
-                columns["augmented_ref_logps"] = score_pool(model, tokenizer, asked, pools)
-            for i, (prompt, pool) in enumerate(zip(part, pools, strict=True)):
-                row = {"prompt": prompt, "negatives": [text for text, _ in pool], "finished": [ended for _, ended in pool]}
+                columns["augmented_ref_logps"] = score_pool(model, tokenizer, asked[here], pools)
+            for i, (prompt, pool) in enumerate(zip(prompts[here], pools, strict=True)):
+                row = {"draw": draw, "prompt": prompt, "negatives": [text for text, _ in pool],
+                       "finished": [ended or not text for text, ended in pool]}
                 file.write(json.dumps(row | {name: values[i] for name, values in columns.items()}, ensure_ascii=False) + "\n")
             file.flush()
-            bar.update(len(part))
+            bar.update(len(prompts[here]))
     print(f"{len(prompts)} prompts with {args.k} answers each: {out}")
 
 
@@ -123,10 +152,11 @@ def talk(args) -> None:
     chat = tokenizer.chat_template is not None and not args.raw
     ids = encode_prompt(tokenizer, [{"role": "user", "content": args.prompt}] if chat else args.prompt)
     generator = torch.Generator(model.head.device).manual_seed(args.seed)
+    tokens, new, written = torch.tensor([ids], device=model.head.device), [], ""
+    most = room(model, [ids], args.max_new_tokens)
     if not chat:
         sys.stdout.write(args.prompt)
-    tokens, new, written = torch.tensor([ids], device=model.head.device), [], ""
-    for token in model.stream(tokens, args.max_new_tokens, 0.0 if args.greedy else args.temperature, args.top_k, args.top_p,
+    for token in model.stream(tokens, most, 0.0 if args.greedy else args.temperature, args.top_k, args.top_p,
                               tokenizer.stop_ids, generator=generator):
         if int(token) in tokenizer.stop_ids:
             break

@@ -45,7 +45,9 @@ class Recipe:
 
 
 class Diverged(FloatingPointError):
-    """The loss or the gradient is no longer a finite number. The parameters are still those before this update."""
+    """The loss or the gradient is no longer a finite number. The parameters are still those before this update (what a method
+    remembers, DFT's u, has moved on: go back to the last checkpoint).
+    """
 
 
 def pick_answers(example: Example, method: Method, epoch: int, negatives: int | None) -> Example:
@@ -125,23 +127,26 @@ def add_reference(model, examples: list[Example], micro_batch: int = 16, progres
     todo = [e for e in examples if e.ref_logps is None or None in e.ref_logps or (e.kl_answer and e.kl_ref_logp is None)]
     for i in tqdm(range(0, len(todo), micro_batch), desc="reference", disable=not progress, leave=False):
         part = todo[i : i + micro_batch]
-        batch = collate(part, shared_row_pays(part, model.config)).to(model.head.device)
+        known = [e.ref_logps or [None] * len(e.answers) for e in part]
+        asked = [replace(e, answers=[a if l is None else [] for a, l in zip(e.answers, ls, strict=True)], ref_logps=None)
+                 for e, ls in zip(part, known, strict=True)]
+        batch = collate(asked, shared_row_pays(asked, model.config)).to(model.head.device)
         sums = batch_logps(model, batch).sum(-1).double()                       # (A, B)
         mismatched = [None] * len(part)
         if batch.kl_rows is not None:
             mismatched = batch_logps(model, batch, batch.kl_rows).sum((0, 2)).tolist()
-        for b, e in enumerate(part):
-            known = e.ref_logps or [None] * len(e.answers)
-            e.ref_logps = [new if old is None else old for old, new in zip(known, sums[: len(known), b].tolist(), strict=True)]
+        for b, (e, old) in enumerate(zip(part, known, strict=True)):
+            e.ref_logps = [new if l is None else l for l, new in zip(old, sums[: len(old), b].tolist(), strict=True)]
             e.kl_ref_logp = mismatched[b]
 
 
-def add_mismatched(examples: list[Example]) -> None:
-    """Give every prompt the first answer of the next example: what KTO estimates the policy's drift on."""
+def add_mismatched(examples: list[Example], max_len: int | None = None) -> None:
+    """Give every prompt the first answer of the next example, cut to max_len with it: what KTO estimates the drift on."""
     if len(examples) < 2:
         raise ValueError("kto judges answers against the drift on other prompts' answers; it needs at least two examples")
     for e, other in zip(examples, examples[1:] + examples[:1], strict=True):
-        e.kl_answer = next(answer for answer in other.answers if answer)
+        answer = next(answer for answer in other.answers if answer)
+        e.kl_answer = answer if max_len is None else answer[: max(1, max_len - len(e.prompt))]
 
 
 def build_method(name: str, hyper: dict, n_examples: int) -> Method:

@@ -16,7 +16,9 @@ from conftest import SHAPES
 
 from minialign import METHODS, __main__, load_model, save_model
 from minialign.__main__ import METHOD_NAMES, Train, main
+from minialign.jsonl import encode_answer
 from minialign.model import Config, Transformer
+from minialign.sample import answers
 from minialign.tokens import byte_tokenizer
 
 ROWS = [{"prompt": f"{a}+{b}=", "chosen": f"{a + b}", "rejected": f"{a + b + 1}"} for a in range(3) for b in range(4)]
@@ -194,3 +196,59 @@ def test_the_command_line_knows_every_method_and_every_hyper_parameter():
     hyper = names[names.index("resume") + 1 :]
     known = {f.name for method in METHODS.values() for f in fields(method)}
     assert set(hyper) <= known and all(f.default is None for f in fields(Train) if f.name in hyper and f.default is not MISSING)
+
+
+def test_sample_never_touches_a_file_that_is_not_its_own_pool(folder, pairs, tmp_path, capsys):
+    """Somebody's notes, the data itself, a pool of other settings, a broken model: exit 2 and not a byte changed."""
+    notes, pool = tmp_path / "notes.txt", tmp_path / "pool.jsonl"
+    notes.write_text("one line without an end")
+    words = ["sample", "--data", pairs, "--k", "2", "--max-new-tokens", "4", "--out"]
+    for path in notes, Path(pairs):
+        before = path.read_bytes()
+        assert main([*words, str(path), "--model", folder]) == 2 and path.read_bytes() == before
+    assert main([*words, str(pool), "--model", folder]) == 0
+    before = pool.read_bytes()
+    for other in (["--model", "nowhere"], ["--model", folder, "--seed", "7"], ["--model", folder, "--temperature", "0"]):
+        assert main([*words, str(pool), *other]) == 2 and pool.read_bytes() == before
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_drawn_tokens_are_the_tokens_that_are_trained_on(shared_data):
+    """Text written to the pool and read back gives the very tokens that were drawn, the space before the first word included."""
+    model, tokenizer = load_model(shared_data / "weights" / "stories260K")
+    prompt = "Once upon a time, there was a little girl named Lily."
+    ids = tokenizer.encode(prompt)
+    draw = {"temperature": 0.7, "top_k": 50, "top_p": None, "generator": None}
+    rows = model.generate(torch.tensor([ids] * 8), 24, stop=tokenizer.stop_ids,
+                          **{**draw, "generator": torch.Generator().manual_seed(0)})[:, len(ids) :].tolist()
+    (pool,) = answers(model, tokenizer, [ids], 8, 24, **{**draw, "generator": torch.Generator().manual_seed(0)})
+    for row, (text, finished) in zip(rows, pool, strict=True):
+        row = row[: next((i for i, t in enumerate(row) if t in tokenizer.stop_ids), len(row))]
+        assert encode_answer(tokenizer, prompt, text, finished)[: len(row)] == row
+
+
+@pytest.mark.parametrize("damage, sentence", [
+    (lambda run: (run / "config.json").write_text("[]"), "config.json is damaged"),
+    (lambda run: (run / "log.jsonl").write_text((run / "log.jsonl").read_text()[:-30]), "does not hold the 3 updates"),
+    (lambda run: (run / "checkpoint.safetensors").write_bytes(b"x" * 50), "is not a checkpoint of this run"),
+])
+def test_a_damaged_run_is_not_continued(folder, pairs, tmp_path, capsys, damage, sentence):
+    words = ["train", "--model", folder, "--method", "dpo", "--data", pairs, "--batch", "4", "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    (tmp_path / "run" / "reference.json").write_text("")                # this one is computed again
+    assert main([*words, "--resume"]) == 0
+    damage(tmp_path / "run")
+    assert main([*words, "--resume"]) == 2 and sentence in capsys.readouterr().err
+
+
+def test_weights_that_are_not_numbers_are_a_failed_run(folder, pairs, tmp_path, capsys):
+    model, tokenizer = load_model(folder)
+    with torch.no_grad():
+        model.head.fill_(float("nan"))
+    save_model(tmp_path / "nan", model, tokenizer)
+    bad = ["--model", str(tmp_path / "nan")]
+    for words in (["evaluate", "--data", pairs], ["generate", "--prompt", "a"],
+                  ["sample", "--data", pairs, "--out", str(tmp_path / "p.jsonl")],
+                  ["train", "--method", "sft", "--data", pairs, "--out", str(tmp_path / "r")]):
+        assert main([words[0], *bad, *words[1:]]) == 1
+        assert "Traceback" not in capsys.readouterr().err

@@ -72,6 +72,9 @@ def test_every_format_becomes_a_prompt_and_its_answers(chat, tmp_path, row, prom
     ({"prompt": "a", "completion": 7}, "line 2: 'completion' must be a string or a list of messages, not 7"),
     ({"prompt": "a", "completion": "b", "label": "yes"}, "line 2: 'label' must be true or false"),
     ({"prompt": "a", "responses": ["b", "c"], "rewards": [1]}, "line 2: 'responses' and 'rewards' must be lists of the same"),
+    ({"prompt": "a", "responses": ["b", "c"], "rewards": [1, 10**400]}, "line 2: 'responses' and 'rewards' must be lists of"),
+    ({"prompt": "a", "completion": "x<|end|>y"}, "line 2: the answer has the end-of-sequence token in its middle"),
+    ("[" * 100_000, "line 2: not JSON"),
     ({"prompt": "a", "responses": ["b", ""], "rewards": [1, 2]}, "line 2: 'responses' is empty"),
     ({"messages": [ASK]}, "line 2: 'messages' must be a conversation that ends with an assistant"),
     ({"messages": []}, "line 2: 'messages' is empty"),
@@ -150,7 +153,9 @@ def test_negatives_are_joined_by_prompt(tokenizer, tmp_path):
 @pytest.mark.parametrize("row, sentence", [
     ({"prompt": "a", "negatives": []}, "pool.jsonl line 1: expected"),
     ({"prompt": "a", "negatives": ["x"], "ref_logps": [1, 2]}, "'ref_logps' must be a list with one value per answer, 1 here"),
-    ({"prompt": "a", "negatives": ["x"], "ref_logps": [float("nan")]}, "not finite"),
+    ({"prompt": "a", "negatives": ["x"], "ref_logps": [float("nan")]}, "not a finite number"),
+    ({"prompt": "a", "negatives": ["x"], "finished": ["no"]}, "'finished' must hold true or false"),
+    ({"prompt": "a", "negatives": ["x"], "ref_logps": [[1]]}, "not a finite number"),
     ({"prompt": "other", "negatives": ["x"]}, "data.jsonl line 1: no negatives for this prompt"),
 ])
 def test_a_pool_that_cannot_be_used_says_why(tokenizer, tmp_path, row, sentence):

@@ -128,7 +128,7 @@ def test_a_hyper_parameter_of_another_method_is_refused():
 @pytest.mark.parametrize("name, sentence", [("asft", "asft needs pairs"), ("dft", "minialign sample"), ("rrhf", "rewards")])
 def test_data_that_lacks_what_the_method_compares_is_refused(name, sentence):
     with pytest.raises(ValueError, match=sentence):
-        check_data(name, [replace(e, answers=e.answers[:1]) for e in pairs(2)], "plain.jsonl")
+        check_data(name, [replace(e, answers=e.answers[:1]) for e in pairs(2)], "plain.jsonl", None)
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"lr": -1.0}, {"warmup": 1.5}, {"negatives": 0}])

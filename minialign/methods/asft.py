@@ -30,6 +30,11 @@ class ASFT(Method):
     lam: float = 0.1
     beta_odds: float = 1.0
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.beta_odds == 0:
+            raise ValueError("beta_odds is 0, which makes every answer's odds 1; the paper has 1")
+
     def weigh(self, logps, batch):
         l, n = sums_and_lengths(logps, batch)                           # (A, B)
         share = share_of_negatives(n, batch, l.dtype)                   # (K, B)

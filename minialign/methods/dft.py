@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from minialign.methods.method import Method, spread, sums_and_lengths
+from minialign.methods.method import Method, reference, spread, sums_and_lengths
 
 
 @dataclass
@@ -14,11 +14,11 @@ class DFT(Method):
     """Discriminative fine-tuning (arXiv 2502.18679; not Dynamic Fine-Tuning).
 
     Make the wanted answer y₀ win among all answers, P_d(y₀|x) = exp(s₀/τ) / Σ_y exp(s_y/τ), with score s = its log-prob:
-        F = −s₀ + τ log u,      u = Σ_y exp(s_y/τ) = E_{y ~ P_ref} exp(s_y/τ) / P_ref(y)                       (eqs. 6, 9)
+        F = −s₀ + τ log u,      u = Σ_y exp(s_y/τ) = E_{y ~ P_ref} exp(s_y/τ) / P_ref(y)                       (eqs. 4, 6)
     The sum over all answers is an expectation over answers drawn once from the frozen reference model. K of them give
-        d_j = s_j/τ − log P_ref(y_j),       û = mean_j exp(d_j),       u ← (1−γ) u + γ û                       (eqs. 10, 12)
+        d_j = s_j/τ − log P_ref(y_j),       û = mean_j exp(d_j),       u ← (1−γ) u + γ û                       (eqs. 7, 10)
     one number u per training example, kept as log u and starting at log u = 0. By hand, with u held fixed once updated:
-        −∂F/∂s₀ = 1                     −∂F/∂s_j = −ω_j,     ω_j = exp(d_j) / (K u)                            (eq. 13)
+        −∂F/∂s₀ = 1                     −∂F/∂s_j = −ω_j,     ω_j = exp(d_j) / (K u)                            (eq. 8)
     By eye:    at γ = 1 the K pushes down add up to one push up; for γ < 1 to at most 1/γ. At the start, where the policy still
                is the reference and τ = 1, every d_j is 0 and u stays 1.
     Careful:   autograd through u would shrink every push down by the factor γ — a silent bug. The loss printed here is F;
@@ -45,10 +45,7 @@ class DFT(Method):
 
     def score(self, l: Tensor, n: Tensor, batch) -> tuple[Tensor, Tensor, Tensor]:
         """Scores s (A, B), d = log of what the running average averages (A, B), and what one token gets of a push on s (A, B)."""
-        if batch.ref_logps is None:
-            raise ValueError("dft needs the reference model's log-prob of every negative (ref_logps); 'minialign sample' writes "
-                             "them, 'minialign train' computes missing ones (dft2 needs none)")
-        return l, l / self.tau - batch.ref_logps.to(l), torch.ones_like(l)
+        return l, l / self.tau - reference(self, batch, l), torch.ones_like(l)
 
     def weigh(self, logps, batch):
         l, n = sums_and_lengths(logps, batch)                           # (A, B)

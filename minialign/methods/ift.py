@@ -1,6 +1,6 @@
 """IFT: imitate, but continue from what you would have said yourself. The data of SFT, nothing more."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +98,7 @@ class IFTEq21(IFT):
     """
 
     gamma: float = 1.0
+    detach_weights: bool = field(init=False, default=True, repr=False)      # the weights are constants
 
     def weigh(self, logps, batch):
         sums_and_lengths(logps, batch)                                  # every example must have a wanted answer

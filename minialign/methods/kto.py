@@ -21,8 +21,7 @@ class KTO(Method):
     By eye:    at the start u = v = 0 and an answer is pushed by λβ/4, the most there is; far from z₀, either way, it is left
                alone.
     Careful:   gradient through z₀ would couple all rows (one release has it, and doubles the push). HALOs leaves rows with r = 0
-               out of the mean.. With K bad
-               answers per good one, λ_D between K and 1.5 K balances them (DFT paper).
+               out of the mean. With K bad answers per good one, λ_D between K and 1.5 K balances them (DFT paper).
     """
 
     needs = ("reference", "kl")
@@ -39,7 +38,7 @@ class KTO(Method):
     def weigh(self, logps, batch):
         l, n = sums_and_lengths(logps, batch, wanted=False)             # (A, B)
         present = n > 0
-        if batch.kl_logps is None or batch.kl_ref_logps is None:
+        if batch.kl_logps is None or batch.kl_ref_logps is None or not len(batch.kl_logps):
             raise ValueError("KTO needs log-probs of mismatched answers under policy and reference (kl_logps, kl_ref_logps) to "
                              "estimate the drift; 'minialign train' pairs prompts with other prompts' answers by itself")
         z_0 = (batch.kl_logps - batch.kl_ref_logps).to(l).mean().clamp(min=0).detach()

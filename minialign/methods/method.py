@@ -1,4 +1,7 @@
-"""The contract every method keeps, and the three lines of arithmetic they all share. No model code, no autograd."""
+"""The contract every method keeps, and the arithmetic that several of them share. No model code, no autograd."""
+
+import math
+from dataclasses import fields
 
 import torch
 from torch import Tensor
@@ -24,6 +27,13 @@ class Method:
         """
         raise NotImplementedError
 
+    def __post_init__(self):
+        """Every number among the hyper-parameters must be one, and not below 0: a negative weight would train the opposite."""
+        for f in fields(self):
+            x = getattr(self, f.name, None)
+            if f.init and isinstance(x, (int, float)) and not 0 <= x < math.inf:
+                raise ValueError(f"{f.name} is {x}; it must be a number not below 0")
+
     def prepare(self, model, batch: Batch) -> Batch:
         """What must be asked of the policy before the forward pass, without a graph. Most methods ask nothing."""
         return batch
@@ -44,6 +54,8 @@ def sums_and_lengths(logps: Tensor, batch: Batch, wanted: bool = True) -> tuple[
     """Log-prob of each answer and its number of tokens, (A, B) each. `wanted`: every example must have an answer 0."""
     if logps.shape != batch.mask.shape:
         raise ValueError(f"logps {tuple(logps.shape)} and batch.mask {tuple(batch.mask.shape)} must both be (A, B, T)")
+    if logps.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"logps are {logps.dtype}; log-probs must be float32 or float64, or their sums lose what counts")
     n = batch.mask.sum(-1)
     if wanted and (n[0] == 0).any():
         raise ValueError(f"example {int(batch.index[n[0] == 0][0])} has no answer 0, the wanted one (kto and rrhf do without)")
@@ -88,6 +100,6 @@ def log1mexp(a: Tensor) -> Tensor:
 def below_one(a: Tensor) -> Tensor:
     """Mean log-probs in which exact zeros are replaced by the largest log-prob below 0 that rounding could have hidden (−eps/2).
 
-    An answer of probability 1 has infinite odds. Floats round to exactly 1 from a distance of eps/2 on; callers report how often.
+    An answer of probability 1 has infinite odds. Floats round to exactly 1 from a distance of eps/2 on.
     """
     return torch.where(a == 0, -torch.finfo(a.dtype).eps / 2, a)

@@ -16,7 +16,7 @@ so a row above is a whole method. Several negatives to one prompt: the loss is t
 present); with one negative that is the method of the paper. Answers ranked as a list: rrhf.py; judged one by one: kto.py.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -49,11 +49,6 @@ class Pairwise(Method):
         z, dz_w, dz_l = self.margin(s_w, s_l, n_w, n_l)
         f, push = self.f(z)
         return f, push * dz_w, push * dz_l
-
-    def __post_init__(self):
-        for f in fields(self):
-            if isinstance(x := getattr(self, f.name), (int, float)) and x < 0:
-                raise ValueError(f"{f.name} is {x}; it must not be below 0")
 
     def weigh(self, logps, batch):
         l, n = sums_and_lengths(logps, batch)                           # (A, B)
@@ -111,6 +106,8 @@ class DPO(Pairwise):
     def f(self, z):
         (f, push), (swapped, pull) = super().f(z), super().f(-z)
         eps = self.label_smoothing
+        if eps == 0:
+            return f, push                      # 0 · ∞ would be NaN for an answer of probability 0
         return (1 - eps) * f + eps * swapped, (1 - eps) * push - eps * pull
 
 

@@ -27,6 +27,7 @@ class RRHF(Method):
     sft: str = "token_mean"
 
     def __post_init__(self):
+        super().__post_init__()
         if self.sft not in ("token_mean", "sum"):
             raise ValueError(f"sft is {self.sft!r}; choose token_mean or sum")
 
@@ -44,7 +45,7 @@ class RRHF(Method):
         unit = n**self.length_penalty
         s = l / unit
         wrong = (rho[:, None] > rho) & (s[:, None] < s) & present       # (A, A, B): j is better than i, and scores lower
-        rank = (wrong * (s - s[:, None])).sum((0, 1))                   # (B,)
+        rank = torch.where(wrong, s - s[:, None], 0.0).sum((0, 1))                   # (B,)
         push = self.rrhf_weight * (wrong.sum(1) - wrong.sum(0)) / unit  # −∂/∂l  (A, B): up as the better j, down as the worse i
         best = rho.argmax(0, keepdim=True)                              # (1, B)
         k = 1 / n.gather(0, best) if self.sft == "token_mean" else torch.ones_like(l[:1])

@@ -1,4 +1,4 @@
-"""What the DFT paper claims (arXiv 2502.18679), with the controls it lacks."""
+"""What the DFT paper claims (arXiv 2502.18679), with the controls it lacks. Its Table 2 is in shootout.py, its u in exact.py."""
 
 import math
 from dataclasses import dataclass
@@ -8,20 +8,21 @@ import torch
 from minialign.arena import Run
 from minialign.methods import METHODS
 from minialign.studies import plots
-from minialign.studies.lab import HOLDS, NOISY, NOT, OPEN, Difference, Findings, Lab, quick, sft_and_control
+from minialign.studies.lab import HOLDS, NOISY, NOT, OPEN, SMALL, Better, Difference, Findings, Lab, quick, sft_and_control
 
 
 @dataclass
-class Memoryless(METHODS["dft"]):
-    """DFT with γ û + (1−γ) · 1 for u: the constant floor of the first visit at every visit, and no average over visits."""
+class FloorOnly(METHODS["dft"]):
+    """DFT with u = (1−γ) · 1 + γ û at every visit: the floor that the first visit has, and no memory of other visits."""
 
     def update(self, index, log_mean):
-        return torch.logaddexp(torch.full_like(log_mean.cpu(), math.log1p(-self.gamma)), math.log(self.gamma) + log_mean.cpu())
+        log_mean = log_mean.cpu()
+        return torch.logaddexp(torch.full_like(log_mean, math.log1p(-self.gamma)), math.log(self.gamma) + log_mean)
 
 
 @dataclass
-class NoFloor(METHODS["dft"]):
-    """DFT whose running average starts at u₀ = e⁻¹⁰ instead of 1: an average, but no floor."""
+class MemoryOnly(METHODS["dft"]):
+    """DFT whose running average starts at u₀ = e⁻¹⁰ instead of 1: a memory without the floor."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -30,32 +31,106 @@ class NoFloor(METHODS["dft"]):
 
 def likelihoods(lab: Lab) -> Findings:
     data = lab.run(sft_and_control() | {name: Run(name) for name in ("dft", "dft2", "simpo", "spin")})
-    return Findings(data, OPEN, "", lambda out: None)
+    still = {mark: [0.0] * len(lab.seeds) for mark in ("wanted_change", "negatives_change")}
+    rise = Difference(data["dft"], still, "wanted_change")
+    pushed = Difference(data["dft"], data["sft"], "negatives_change")
+    short = Difference(data["dft"], data["sft"], "wanted_change")
+    change = {name: Difference(data[name], still, "wanted_change") for name in ("simpo", "spin")}
+    lower = {name: sum(x < 0 for x in d.values) for name, d in change.items()}
+    falls = [name for name, count in lower.items() if count >= 0.8 * len(lab.seeds)]
+    if not (rise.above() and pushed.below()):
+        verdict = NOT if rise.below() or pushed.above() else OPEN
+    elif len(falls) == 2:
+        verdict = HOLDS
+    else:
+        verdict = "holds only for DFT" + (f" and {falls[0]}" if falls else "")
+    sentence = (f"DFT's wanted answers rise by {rise} nats, {short} against SFT; the model's own change by {pushed} against SFT. "
+                + " ".join(f"Under {name} the wanted ones end below their start with {lower[name]} of {len(lab.seeds)} seeds "
+                           f"({change[name]})." for name in change))
+    return Findings(data, verdict, sentence, lambda out: plots.curves(
+        {"log-prob of the wanted answer (training) ↑": plots.of_training(data, 3),
+         "log-prob of the model's own answers ↓": plots.of_training(data, 4)},
+        "Do the wanted answers stay up while the model's own go down?", out, "likelihoods"))
+
 
 def gamma(lab: Lab) -> Findings:
     runs = {f"γ {g:g}": Run("dft", {"gamma": g}, NOISY) for g in (0.5, 0.8, 0.9, 0.95, 1.0)}
-    runs |= {"floor, no memory": Run(Memoryless, {"gamma": 0.9}, NOISY), "memory, no floor": Run(NoFloor, {"gamma": 0.9}, NOISY)}
+    runs |= {"floor, no memory": Run(FloorOnly, {"gamma": 0.9}, NOISY),
+             "memory, no floor": Run(MemoryOnly, {"gamma": 0.9}, NOISY)}
     data = lab.run(sft_and_control(noise=NOISY) | runs)
-    return Findings(data, OPEN, "", lambda out: None)
+    gain, floor, memory = (Better(data[x], data["γ 1"]) for x in ("γ 0.9", "floor, no memory", "memory, no floor"))
+    sentence = (f"γ = 0.9 against γ = 1: {gain}. A constant floor of 0.1 under u, without any average over visits, gives "
+                f"{floor}; an average without that floor (u₀ = e⁻¹⁰) gives {memory}.")
+    return Findings(data, gain.verdict, sentence, lambda out: plots.bars(
+        {"": data}, "DFT, 30 % wrong labels: how much of u is the batch at hand (γ)?", out, "gamma",
+        {"floor, no memory": "#56b4e9", "memory, no floor": "#56b4e9"}))
+
 
 def negatives(lab: Lab) -> Findings:
     runs = {f"B {b}": Run("dft", noise=NOISY, persona="plain", **quick(negatives=b)) for b in (1, 2, 4, 8)}
     data = lab.run(sft_and_control(noise=NOISY) | runs)
-    return Findings(data, OPEN, "", lambda out: None)
+    first, second = Difference(data["B 2"], data["B 1"], "right"), Difference(data["B 4"], data["B 2"], "right")
+    rest = [Difference(data[b], data["sft"], "right") for b in ("B 1", "B 8")]
+    if second.below():
+        verdict = HOLDS if first.above() else "holds only from two negatives on"
+    else:
+        verdict = NOT if first.below() or (first.within(SMALL) and second.within(SMALL)) else OPEN
+    sentence = (f"From one negative to two {first} right, from two to four {second}. DFT against SFT: {rest[0]} with one, "
+                f"{rest[1]} with eight; the more negatives, the closer to the exact objective, which at τ = 1 is SFT's.")
+    return Findings(data, verdict, sentence, lambda out: plots.bars(
+        {"": data}, "DFT, 30 % wrong labels: how many negatives per prompt (B)?", out, "negatives"))
+
 
 def temperature(lab: Lab) -> Findings:
-    runs = {f"T {t:g}": Run("dft", noise=NOISY, temperature=t) for t in (0.0, 0.3, 0.7, 1.0)}
-    data = lab.run(sft_and_control(noise=NOISY) | runs)
-    return Findings(data, OPEN, "", lambda out: None)
+    temperatures = (0.0, 0.3, 0.7, 1.0)
+    data = lab.run(sft_and_control(noise=NOISY) | {f"{persona} T {t:g}": Run("dft", noise=NOISY, persona=persona, temperature=t)
+                                                   for persona in ("troll", "plain") for t in temperatures})
+    differences = {(persona, t): Difference(data[f"{persona} T 0.7"], data[f"{persona} T {t:g}"], "right")
+                   for persona in ("troll", "plain") for t in temperatures if t != 0.7}
+    best = [persona for persona in ("troll", "plain")
+            if all(d.above() for (p, _), d in differences.items() if p == persona)]
+    small = all(d.within(SMALL) for d in differences.values())
+    verdict = HOLDS if len(best) == 2 else f"holds only for the {best[0]} persona" if best else \
+        NOT if small or any(d.below() for d in differences.values()) else OPEN
+    told = "; ".join(f"{persona} persona " + ", ".join(f"T = {t:g} {d}" for (p, t), d in differences.items() if p == persona)
+                     for persona in ("troll", "plain"))
+    return Findings(data, verdict, f"What T = 0.7 gains in right answers over the others: {told}.", lambda out: plots.bars(
+        {"": data}, "DFT, 30 % wrong labels: at which temperature to draw the negatives?", out, "temperature",
+        {f"plain T {t:g}": "#56b4e9" for t in temperatures}))
+
 
 def personas(lab: Lab) -> Findings:
-    runs = {f"{p}": Run("dft", noise=NOISY, persona=p) for p in ("plain","troll","sage")}
-    runs |= {f"{p} dft2": Run("dft2", noise=NOISY, persona=p) for p in ("plain","troll","sage")}
-    data = lab.run(sft_and_control(noise=NOISY) | runs)
-    return Findings(data, OPEN, "", lambda out: None)
+    names = {"troll": "bad: troll", "plain": "plain", "sage": "good: sage"}
+    data = lab.run(sft_and_control(noise=NOISY) | {f"{method}, {name}": Run(method, noise=NOISY, persona=persona)
+                                                   for method in ("dft", "dft2") for persona, name in names.items()})
+    plain, good = (Better(data["dft, bad: troll"], data[f"dft, {rival}"]) for rival in ("plain", "good: sage"))
+    sage = Better(data["dft, good: sage"], data["dft, plain"])
+    parts = [plain.right.above(), sage.right.below()]
+    verdict = HOLDS if all(parts) else "holds only for the good persona's harm" if parts[1] else \
+        "holds only against the plain persona" if parts[0] else NOT if plain.right.below() else OPEN
+    sentence = (f"Negatives from the bad persona against plain ones: {plain}; against the good persona's: {good}. "
+                "The good persona's negatives are mostly right answers; DFT with them against SFT: "
+                f"{Better(data['dft, good: sage'], data['sft'])}.")
+    return Findings(data, verdict, sentence, lambda out: plots.bars(
+        {"": data}, "30 % wrong labels: who should give the negatives?", out, "personas",
+        {f"dft2, {name}": "#56b4e9" for name in names.values()}))
+
 
 def tau(lab: Lab) -> Findings:
-    runs = {f"dft τ {t:g}": Run("dft", {"tau": t}, NOISY) for t in (0.6,.8, 1.0,1.2,1.5)}
-    runs |= {f"dft2 τ {t:g}": Run("dft2", {"tau": t}, NOISY) for t in (0.1,.2,.3,.5, 1.0)}
-    data = lab.run(sft_and_control(noise=NOISY) | runs)
-    return Findings(data, OPEN, "", lambda out: None)
+    grids = {"dft": (0.6, 0.8, 1.0, 1.2, 1.5), "dft2": (0.1, 0.2, 0.3, 0.5, 1.0)}
+    papers = {"dft": (0.8, 1.0), "dft2": (0.1, 0.2, 0.3)}
+    data = lab.run(sft_and_control(noise=NOISY) | {f"{method} τ {t:g}": Run(method, {"tau": t}, NOISY)
+                                                   for method, taus in grids.items() for t in taus})
+    told, outside_wins = [], False
+    for method, taus in grids.items():
+        def right(t, method=method):
+            return sum(data[f"{method} τ {t:g}"]["right"])
+
+        inside, outside = max(papers[method], key=right), max(set(taus) - set(papers[method]), key=right)
+        gap = Better(data[f"{method} τ {outside:g}"], data[f"{method} τ {inside:g}"])
+        outside_wins |= gap.right.above()
+        told.append(f"{method.upper()}: the best τ of the paper's grid, {inside:g}, against the best outside it, {outside:g}: "
+                    f"the latter {gap}")
+    return Findings(data, NOT if outside_wins else HOLDS, "; ".join(told) + ".", lambda out: plots.bars(
+        {"": data}, "30 % wrong labels: which temperature τ of the scores?", out, "tau",
+        {f"dft2 τ {t:g}": "#56b4e9" for t in grids["dft2"]}))

@@ -9,11 +9,15 @@ from minialign.arena import RECIPE, Run, run_all
 from minialign.stats import mean_interval, show, table
 
 HOLDS, NOT, OPEN = "holds", "does not hold here", "undecided with these seeds"
+ONLY_TRAINED = "holds only if nothing counts but the questions trained for"
+CONDITIONS = {"clean": 0.0, "noisy": 0.3}       # share of wrong labels
+TITLES = {"clean": "every label right", "noisy": "30 % of the labels wrong"}
+SMALL = 0.03                        # a share of answers that we call no difference
 CONTROL = "sft x3"                  # SFT with three times the updates: what negatives cost in compute
 MARKS = {"right": ("right", 3), "wrong": ("known wrong", 3), "garbage": ("garbage", 3), "greedy": ("greedy", 3),
-         "agree": ("agreed", 3), "skill": ("reversing", 3), "good_logp_change": ("Δ log-prob good", 2),
-         "bad_logp_change": ("Δ log-prob bad", 1)}
-NOISY = 0.3                         # share of wrong labels: with clean ones SFT leaves nothing to win (see the study `methods`)
+         "agree": ("agreed", 3), "skill": ("reversing", 3), "average": ("average", 3), "good_logp_change": ("Δ log-prob good", 2),
+         "bad_logp_change": ("Δ log-prob bad", 1)}      # average: of right, agreed and reversing
+NOISY = CONDITIONS["noisy"]         # where DFT is varied: with clean labels SFT leaves nothing to win (see the study `methods`)
 
 
 def sft_and_control(**options) -> dict[str, Run]:
@@ -22,23 +26,42 @@ def sft_and_control(**options) -> dict[str, Run]:
     return {"sft": run, CONTROL: replace(run, recipe=replace(run.recipe, epochs=3 * run.recipe.epochs))}
 
 
+def by_condition(data: dict) -> dict[str, dict]:
+    """{"noisy dft": …} → {panel title: {"dft": …}}, the base models in each."""
+    return {TITLES[c]: {"base": data["base"]} | {name.removeprefix(f"{c} "): marks for name, marks in data.items()
+                                                 if name.startswith(f"{c} ")} for c in CONDITIONS}
+
+
 class Lab:
     """Seeds, a folder, and what has been measured so far: a run is a function of its `Run` and its seed, so it is done once."""
 
-    def __init__(self, seeds: list[int], out: Path, known: dict | None = None):
-        self.seeds, self.out, self.known, self.began = seeds, out, {} if known is None else known, time.perf_counter()
+    def __init__(self, seeds: list[int], out: Path, known: dict | None = None, methods: list[str] | None = None):
+        self.seeds, self.out, self.known, self.methods = seeds, out, {} if known is None else known, methods
+        self.began = time.perf_counter()
 
     def run(self, runs: dict[str, Run], seeds: list[int] | None = None) -> dict[str, dict[str, list]]:
         """{label: {mark: [one value per seed]}}, the base models first. The method's own numbers are marks too."""
         seeds = self.seeds if seeds is None else seeds
         todo = {label: run for label, run in runs.items() if any((repr(run), seed) not in self.known for seed in seeds)}
-        if todo:
+        if todo or any(("base", seed) not in self.known for seed in seeds):
             base, results = run_all(todo, seeds, self.out / "cache")
             for label, per_seed in [*results.items(), ("base", base)]:
                 for seed, marks in zip(seeds, per_seed, strict=True):
-                    self.known[repr(todo.get(label, "base")), seed] = {**marks, **marks.pop("info", {})}
-        measured = {label: [self.known[repr(run), seed] for seed in seeds] for label, run in {"base": "base", **runs}.items()}
-        return {label: {mark: [marks[mark] for marks in per_seed] for mark in per_seed[0]} for label, per_seed in measured.items()}
+                    self.known["base" if label == "base" else repr(todo[label]), seed] = with_more_marks(marks)
+        keys = {"base": "base", **{label: repr(run) for label, run in runs.items()}}
+        measured = {label: [self.known[key, seed] for seed in seeds] for label, key in keys.items()}
+        return {label: {mark: [marks[mark] for marks in per_seed] for mark in per_seed[0]}
+                for label, per_seed in measured.items()}
+
+
+def with_more_marks(marks: dict) -> dict:
+    """A run's marks, and what follows from them: the average over three tasks, what training changed on its own examples."""
+    more = {"average": (marks["right"] + marks["agree"] + marks["skill"]) / 3, **marks.get("info", {})}
+    if "curve" in marks:
+        first, last = marks["curve"][0], marks["curve"][-1]
+        more |= {"wanted_change": last[3] - first[3], "negatives_change": last[4] - first[4],
+                 "peak_lost": max(point[1] for point in marks["curve"]) - last[1]}
+    return {name: value for name, value in marks.items() if name != "info"} | more
 
 
 class Difference:
@@ -59,9 +82,37 @@ class Difference:
         """The whole interval lies between −x and x: no difference that matters."""
         return self.above(-x) and self.below(x)
 
+    def percent(self) -> str:
+        return f"{100 * self.mean:.0f} ± {100 * self.half:.0f} %"
+
     def __str__(self) -> str:
         text = show(self.values, 3 if abs(self.mean) < 1 else 2)
         return text if text.startswith("-") else "+" + text
+
+
+class Better:
+    """Is setting a better than b? Judged on what was trained for (right), then on what should be kept all the same."""
+
+    def __init__(self, a: dict[str, list], b: dict[str, list]):
+        self.right, self.agree, self.average = (Difference(a, b, mark) for mark in ("right", "agree", "average"))
+
+    @property
+    def costly(self) -> bool:
+        """Clearly worse on average, or on the questions on which both rules always agreed."""
+        return self.average.below() or self.agree.below(-SMALL)
+
+    @property
+    def verdict(self) -> str:
+        if self.right.above():
+            return ONLY_TRAINED if self.costly else HOLDS
+        if self.right.mean > 0 and self.average.above():
+            return HOLDS
+        if self.right.below() or self.right.within(SMALL):
+            return NOT
+        return OPEN
+
+    def __str__(self) -> str:
+        return f"{self.right} right ({self.agree} agreed, {self.average} on average)"
 
 
 @dataclass

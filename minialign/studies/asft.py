@@ -1,0 +1,92 @@
+"""What the ASFT paper claims (arXiv 2409.10571) about training on labelled pairs. Gradients: balance.py; costs: cost.py."""
+
+from minialign.arena import Run
+from minialign.studies import plots
+from minialign.studies.lab import (
+    CONDITIONS,
+    CONTROL,
+    HOLDS,
+    MARKS,
+    NOT,
+    ONLY_TRAINED,
+    OPEN,
+    SMALL,
+    Better,
+    Difference,
+    Findings,
+    Lab,
+    by_condition,
+    quick,
+    sft_and_control,
+)
+
+
+def asft_vs_dpo(lab: Lab) -> Findings:
+    data = lab.run(sft_and_control() | {name: Run(name, persona=None) for name in ("asft", "orpo", "dpo")})
+    for marks in data.values():
+        if "curve" in marks:            # how many nats more the rejected answer lost than the chosen one gained
+            marks["excess"] = [-bad - good for good, bad in zip(marks["good_logp_change"], marks["bad_logp_change"], strict=True)]
+    kept, less = (Difference(data["asft"], data["dpo"], mark) for mark in ("good_logp_change", "excess"))
+    own = Difference(data["asft"], data["sft"], "excess")
+    fell = Difference(data["dpo"], data["asft"], "peak_lost")
+    if less.below():
+        verdict = HOLDS if not own.above() else "holds only against DPO: SFT, which sees no rejected answer, lets it fall less"
+    else:
+        verdict = NOT if less.above() else OPEN
+    mean = {name: plots.average(data[name]["excess"]) for name in ("dpo", "asft", "orpo", "sft")}
+    sentence = ("Nats the rejected answer loses beyond what the chosen one gains: "
+                + ", ".join(f"{name} {value:.1f}" for name, value in mean.items())
+                + f"; asft − dpo {less}, asft − sft {own}. The chosen answer ends {kept} nats above DPO's, which falls "
+                f"{fell} further from its peak.")
+    marks = MARKS | {"peak_lost": ("lost from its peak", 2), "excess": ("excess", 1)}
+    return Findings(data, verdict, sentence, lambda out: plots.curves(
+        {"log-prob of the chosen answer (held out) ↑": plots.of_training(data, 1),
+         "log-prob of the rejected answer (held out)": plots.of_training(data, 2)},
+        "Labelled pairs: does the chosen answer stay up while the rejected one falls?", out, "asft_vs_dpo"), marks)
+
+
+def beta(lab: Lab) -> Findings:
+    betas, runs = (0.1, 0.2, 0.5, 1.0), {}
+    for c, noise in CONDITIONS.items():
+        runs |= {f"{c} {name}": run for name, run in sft_and_control(noise=noise).items()}
+        runs |= {f"{c} β {b:g}": Run("asft", {"lam": b}, noise, persona=None) for b in betas}
+    data = lab.run(runs)
+    change = {c: Better(data[f"{c} β 1"], data[f"{c} β 0.1"]) for c in CONDITIONS}
+    flat = {c: change[c].right.within(SMALL) for c in CONDITIONS}
+    if all(flat.values()):
+        verdict = HOLDS if not change["clean"].costly else ONLY_TRAINED
+    elif flat["clean"]:
+        verdict = "holds only if labels are right" + (", and nothing counts but the questions trained for"
+                                                      * change["clean"].costly)
+    else:
+        verdict = NOT if any(x.right.below() or x.right.above() for x in change.values()) else OPEN
+    skill = {c: Difference(data[f"{c} β 1"], data[f"{c} β 0.1"], "skill") for c in CONDITIONS}
+    sentence = ("β = 1 against β = 0.1: " + "; ".join(f"{c} labels {change[c]}, unrelated skill {skill[c]}" for c in CONDITIONS)
+                + f". β = 0.1 against SFT: {Better(data['clean β 0.1'], data['clean sft'])} with right labels.")
+    return Findings(data, verdict, sentence, lambda out: plots.bars(
+        by_condition(data), "ASFT on labelled pairs: how strong should the alignment term be (β)?", out, "beta",
+        {f"β {b:g}": plots.COLOR["asft"] for b in betas}))
+
+
+def init(lab: Lab) -> Findings:
+    """The untrained model needs three times the updates and a learning rate for training from scratch, for every method."""
+    options = {"untrained": quick(epochs=9, lr=3e-3), "base": {}, "sft-ed": {}}
+    names = ("sft", "asft", "orpo", "dpo")
+    runs = {f"{init}, {name}": Run(name, persona=None, init=init.removesuffix("-ed"), **how)
+            for init, how in options.items() for name in names}
+    data = lab.run({"base, sft x3": sft_and_control()[CONTROL]} | runs)
+    gap = {(init, name): Difference(data[f"{init}, {name}"], data[f"{init}, sft"], "right")
+           for init in options for name in names[1:]}
+    worst = {name: {"x": [max(abs(gap[init, name].values[s]) for init in options) for s in range(len(lab.seeds))]}
+             for name in names[1:]}
+    less = {rival: Difference(worst["asft"], worst[rival], "x") for rival in ("dpo", "orpo")}
+    ahead = [rival for rival, d in less.items() if d.below()]
+    verdict = HOLDS if len(ahead) == 2 else f"holds only against {ahead[0].upper()}" if ahead else \
+        NOT if less["dpo"].above() or all(d.within(SMALL) for d in less.values()) else OPEN
+    told = "; ".join(f"{name} " + ", ".join(f"{init} {gap[init, name]}" for init in options) for name in names[1:])
+    sentence = (f"Right answers against SFT from the same start: {told}. The largest of these distances, ASFT's minus DPO's: "
+                f"{less['dpo']}, minus ORPO's: {less['orpo']}.")
+    colors = {f"{init}, {name}": plots.COLOR[name] for init in options for name in names}
+    return Findings(data, verdict, sentence, lambda out: plots.bars(
+        {"": data}, "Labelled pairs: how much does the initial model matter?", out, "init",
+        colors | {"base, sft x3": plots.COLOR[CONTROL]}))

@@ -1,0 +1,92 @@
+"""What "balanced" means: the gradients of DPO and ASFT on a pair, exactly, in two coordinates, and what training then does.
+
+For answers of one token with probabilities p_w (chosen) and p_l (rejected): how much larger is the gradient on the rejected
+answer than on the chosen one? With respect to probabilities (the ASFT paper's x₁, x₂) and to log-probs the answers differ, by
+∂L/∂p = (∂L/∂log p) / p.
+"""
+
+import math
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+from minialign.arena import Run
+from minialign.data import Batch
+from minialign.methods import METHODS
+from minialign.studies import plots
+from minialign.studies.lab import HOLDS, NOT, OPEN, Difference, Findings, Lab, sft_and_control
+
+PAIRS = {"asft": {"lam": 0.1}, "orpo": {}, "dpo": {}}
+SHOWN = {"right": ("right", 3), "wrong": ("known wrong", 3), "garbage": ("garbage", 3), "skill": ("reversing", 3),
+         "agree": ("agreed", 3), "good_logp_change": ("Δ log-prob good", 2), "bad_logp_change": ("Δ log-prob bad", 1),
+         "p_start": ("∂p at the start", 2), "p_halfway": ("halfway", 2), "log_start": ("∂log p at the start", 2),
+         "log_halfway": ("halfway", 2)}         # gradient on the rejected answer ÷ gradient on the chosen one
+
+
+def gradient_ratios(name: str, p_w: float, p_l: float, **hyper) -> tuple[float, float]:
+    """|gradient on the rejected answer| / |gradient on the chosen one|, with respect to probabilities and to log-probs."""
+    method = METHODS[name](**hyper)
+    logps = torch.tensor([p_w, p_l], dtype=torch.float64).log().view(2, 1, 1)       # (A, B, T), and the reference is the policy
+    batch = Batch(mask=torch.ones(2, 1, 1, dtype=torch.bool), ref_logps=logps[..., 0])
+    _, weights, _ = method.weigh(logps, batch)
+    up, down = weights.flatten().abs().tolist()
+    return down / p_l / (up / p_w), down / up
+
+
+def balance(lab: Lab) -> Findings:
+    data = lab.run(sft_and_control() | {name: Run(name, hyper, persona=None) for name, hyper in PAIRS.items()})
+    base = data["base"]
+    for name, hyper in PAIRS.items():   # at the start, and halfway, where right and wrong have changed places
+        for place, (w, l) in {"start": ("right", "wrong"), "halfway": ("wrong", "right")}.items():
+            ratios = [gradient_ratios(name, p_w, p_l, **hyper) for p_w, p_l in zip(base[w], base[l], strict=True)]
+            for i, space in enumerate(("p", "log")):
+                data[name][f"{space}_{place}"] = [ratio[i] for ratio in ratios]
+    even = {mark: [1.0] * len(lab.seeds) for mark in ("p_halfway", "log_halfway")}
+    dpo_p, dpo_log, asft_p, asft_log = (Difference(data[name], even, f"{space}_halfway")
+                                        for name in ("dpo", "asft") for space in ("p", "log"))
+    off = {name: abs(math.log(plots.average(data[name]["p_halfway"]))) for name in ("dpo", "asft")}
+    if dpo_p.above():
+        verdict = HOLDS if dpo_log.above() else "holds only for gradients with respect to probabilities"
+        verdict += ", and only for DPO's half" * (off["asft"] > off["dpo"])
+    else:
+        verdict = NOT if dpo_p.below() else OPEN
+    moved = ", ".join(f"{name} {plots.average(data[name]['good_logp_change']):+.1f} and "
+                      f"{plots.average(data[name]['bad_logp_change']):+.1f}" for name in ("sft", "asft", "dpo"))
+    sentence = ("The gradient on the rejected answer is, halfway (right and wrong have changed places), off from that on "
+                f"the chosen one by {dpo_p} times it for DPO in probabilities and {dpo_log} in log-probs, for ASFT by {asft_p} "
+                f"and {asft_log}: ASFT hardly looks at the rejected answer. All the same, training moved the log-probs of chosen "
+                f"and rejected by {moved}.")
+    return Findings(data, verdict, sentence, lambda out: picture(data, out), SHOWN)
+
+
+def picture(data: dict, out: Path) -> Path:
+    figure, axes = plt.subplots(1, 3, figsize=(14.5, 4.4), width_ratios=[1, 1, 0.9], layout="constrained")
+    ps = [i / 60 for i in range(1, 60)]
+    titles = {"gradients in probabilities": "rejected ÷ chosen", "gradients in log-probs": ""}
+    for i, (title, ylabel) in enumerate(titles.items()):
+        ends = []
+        for name, hyper in PAIRS.items():
+            ys = [gradient_ratios(name, p, 1 - p, **hyper)[i] for p in ps]
+            axes[i].plot(ps, ys, color=plots.COLOR[name], linewidth=2.2)
+            ends.append((1.0, ys[-1], name, plots.COLOR[name]))
+        axes[i].axhline(1, color="#999999", linewidth=0.9, linestyle=(0, (4, 3)))
+        axes[i].text(0.02, 1.08, "balanced", fontsize=8.5, color="#555555")
+        axes[i].set(yscale="log", ylim=(2e-3, 60), xlim=(0, 1), xlabel="p(chosen) = 1 − p(rejected)", ylabel=ylabel, title=title)
+        plots.clean(axes[i])
+        for x, y, name, color in ends:
+            axes[i].annotate(name, (x, min(max(y, 3e-3), 50)), xytext=(4, 0), textcoords="offset points", color=color,
+                             va="center", fontsize=9, annotation_clip=False)
+    names = [name for name in ("dpo", "orpo", "asft", "sft") if name in data]
+    for y, name in enumerate(names):
+        for offset, mark, sign in ((0.2, "good_logp_change", 1), (-0.2, "bad_logp_change", 1)):
+            value = sign * plots.average(data[name][mark])
+            axes[2].barh(y + offset, value, height=0.36, color=plots.COLOR[name], alpha=1.0 if mark[0] == "g" else 0.45)
+            axes[2].plot(data[name][mark], [y + offset] * len(data[name][mark]), "o", color="white", markeredgecolor="black",
+                         markersize=3.5)
+    axes[2].axvline(0, color="#555555", linewidth=0.9)
+    axes[2].set_yticks(range(len(names)), names)
+    axes[2].set(title="what training moved", xlabel="change of log-prob: chosen (dark), rejected (pale)")
+    axes[2].spines[["top", "right", "left"]].set_visible(False)
+    figure.suptitle("Is the push on the rejected answer as strong as that on the chosen one?", fontsize=13)
+    return plots.save(figure, out, "study_balance")

@@ -1,0 +1,86 @@
+"""DFT against every rival on the same self-play data (DFT paper, Table 2): at one learning rate, and each at its own best."""
+
+from dataclasses import replace
+
+from minialign.arena import RECIPE, Run
+from minialign.studies import plots
+from minialign.studies.lab import (
+    CONDITIONS,
+    CONTROL,
+    HOLDS,
+    NOT,
+    ONLY_TRAINED,
+    OPEN,
+    SMALL,
+    TITLES,
+    Better,
+    Findings,
+    Lab,
+    by_condition,
+    sft_and_control,
+)
+
+RACERS = ("ift", "asft", "orpo", "dpop", "kto", "simpo", "simpo_sft", "spin", "dft", "dft2")   # the table's, and ours
+HYPER = {"kto": {"lambda_d": float(RECIPE.negatives)}}      # the DFT paper balances KTO's one good answer against B bad ones
+RATES, N_TUNING, TUNED = (2e-4, 5e-4, 1e-3), 2, ("sft", "dft", "simpo_sft", "spin")
+
+
+def judge(data: dict, rivals: list[str], dft: str = "dft") -> tuple[str, str]:
+    """Does DFT beat SFT, and SFT with three times the compute, and the others? Verdict and sentence from both conditions."""
+    vs = {c: {rival: Better(data[f"{c} {dft}"], data[f"{c} {rival}"]) for rival in rivals} for c in CONDITIONS}
+    wins = {c: vs[c]["sft"].right.above() and vs[c][CONTROL].right.above() for c in CONDITIONS}
+    price = {c: vs[c]["sft"].costly for c in CONDITIONS}
+    if all(wins.values()):
+        verdict = ONLY_TRAINED if any(price.values()) else HOLDS
+    elif wins["noisy"]:
+        verdict = "holds only if labels are wrong" + (", and nothing counts but the questions trained for" * price["noisy"])
+    else:
+        verdict = OPEN if any(not b["sft"].right.below() and not b["sft"].right.within(SMALL) for b in vs.values()) else NOT
+    parts = []
+    for c in CONDITIONS:
+        ahead = [rival for rival, b in vs[c].items() if b.right.above()]
+        behind = [rival for rival, b in vs[c].items() if b.right.below()]
+        parts.append(f"With {TITLES[c]}, DFT against SFT: {vs[c]['sft']}; against SFT with three times the compute: "
+                     f"{vs[c][CONTROL].right} right; "
+                     f"clearly ahead of {', '.join(ahead) or 'nobody'}, clearly behind {', '.join(behind) or 'nobody'}.")
+    return verdict, " ".join(parts)
+
+
+def methods(lab: Lab) -> Findings:
+    names, runs = list(dict.fromkeys([name for name in lab.methods or RACERS if name != "sft"] + ["dft"])), {}
+    for condition, noise in CONDITIONS.items():
+        runs |= {f"{condition} {name}": run for name, run in sft_and_control(noise=noise).items()}
+        runs |= {f"{condition} {name}": Run(name, HYPER.get(name, {}), noise) for name in names}
+    data = lab.run(runs)
+    rivals = ["sft", CONTROL, *(name for name in names if not name.startswith("dft"))]
+    verdict, sentence = judge(data, rivals)
+    return Findings(data, verdict, sentence, lambda out: plots.bars(
+        by_condition(data), f"The same self-play data for all, learning rate {RECIPE.lr:g}: who learns the right rule?", out,
+        "methods"))
+
+
+def lr(lab: Lab) -> Findings:
+    """Tuned on seeds that are not judged on: the next ones."""
+    tuning = [max(lab.seeds) + 1 + i for i in range(N_TUNING)]
+    choices = {(c, name, rate): Run(name, HYPER.get(name, {}), noise, replace(RECIPE, lr=rate))
+               for c, noise in CONDITIONS.items() for name in TUNED for rate in RATES}
+    tuned = lab.run({" ".join(map(str, key)): run for key, run in choices.items()}, tuning)
+    best, runs = {}, {}
+    for c, noise in CONDITIONS.items():
+        for name in TUNED:
+            best[c, name] = max(RATES, key=lambda rate: sum(tuned[f"{c} {name} {rate}"]["right"]))  # noqa: B023
+            runs[f"{c} {name}"] = choices[c, name, RECIPE.lr]
+            runs[f"{c} {name} tuned"] = choices[c, name, best[c, name]]
+            if name == "sft":
+                for label, rate in (("", RECIPE.lr), (" tuned", best[c, name])):
+                    runs[f"{c} {CONTROL}{label}"] = Run(name, {}, noise, replace(RECIPE, lr=rate, epochs=3 * RECIPE.epochs))
+    data = lab.run(runs)
+    names = ["sft", CONTROL, *(name for name in TUNED if name not in ("sft", "dft"))]
+    verdict, sentence = judge({name.removesuffix(" tuned"): data[name] for name in data if name.endswith("tuned")}, names)
+    fixed, _ = judge(data, names)
+    rates = "; ".join(f"{c}: " + ", ".join(f"{name} {best[c, name]:g}" for name in TUNED) for c in CONDITIONS)
+    sentence += (f" At the fixed {RECIPE.lr:g}: {fixed}. Best of {', '.join(f'{rate:g}' for rate in RATES)} by right answers on "
+                 f"seeds {tuning[0]} and {tuning[-1]}: {rates}.")
+    colors = {f"{name} tuned": plots.COLOR[name] for name in (*TUNED, CONTROL)} | {name: plots.COLOR[name] for name in TUNED}
+    return Findings(data, verdict, sentence, lambda out: plots.bars(
+        by_condition(data), f"Does its own best learning rate change the picture? (fixed: {RECIPE.lr:g})", out, "lr", colors))
