@@ -1,13 +1,12 @@
 """`python -m toy`: the comparison on one lake, or a study. torch, gymnasium and matplotlib are imported when work starts."""
 
 import argparse
-import os
 import sys
 import time
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 from minialign.cli import add_flags, arg, exit_status
+from minialign.files import can_write
 from toy.maps import BadRequest
 
 
@@ -51,21 +50,6 @@ def parse(argv: list[str] | None) -> Args:
     return Args(**vars(parser.parse_args(argv)))
 
 
-def prepare_outputs(args: Args) -> None:
-    """Fail now and not after the work: can the pictures and the JSON file be written?"""
-    for wanted, folder in (("--out", Path(args.out)), ("--json", Path(args.json).parent if args.json else None)):
-        if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                why = f"cannot make the folder {folder} ({error.strerror})"
-                raise BadRequest(f"{wanted}: {why}; give a folder that can be written") from None
-            if not os.access(folder, os.W_OK):
-                raise BadRequest(f"{wanted}: the folder {folder} is read-only; give a folder that can be written")
-    if args.json and Path(args.json).exists() and not Path(args.json).is_file():
-        raise BadRequest(f"--json: {args.json} is a {'folder' if Path(args.json).is_dir() else 'device'}; name a file")
-
-
 def compare(args: Args) -> dict:
     """The main job: table, sentence, pictures; returns what goes into the JSON file."""
     from tqdm import tqdm
@@ -105,7 +89,7 @@ def studies(args: Args) -> dict:
 
 def work(args: Args) -> None:
     began = time.time()
-    prepare_outputs(args)
+    can_write(args.out, args.json)      # now, and not after the work
     import torch
 
     torch.set_num_threads(1)            # the tensors are too small to share: more threads only wait for each other
