@@ -53,7 +53,8 @@ def fingerprint(path: str | None) -> str | None:
     if path is None:
         return None
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no such file: {path}; give a JSONL file, one JSON object per line")
+        what = "is a folder" if Path(path).is_dir() else "no such file"
+        raise FileNotFoundError(f"{what}: {path}; give a JSONL file, one JSON object per line")
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 

@@ -37,8 +37,8 @@ class Recipe:
                          "weight_decay": self.weight_decay >= 0,
                          "negatives": self.negatives is None or self.negatives > 0}.items():
             if not ok:
-                raise ValueError(f"{name} is {getattr(self, name)}, which makes no sense; "
-                                 "it must be positive" + (", below 1" * (name == "warmup")))
+                bounds = {"warmup": "at least 0 and below 1", "weight_decay": "at least 0"}.get(name, "above 0")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {bounds}")
 
     def updates(self, n_examples: int) -> int:
         return self.epochs * math.ceil(n_examples / self.batch)
