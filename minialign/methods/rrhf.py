@@ -17,7 +17,7 @@ class RRHF(Method):
     By eye:    in the right order nothing is left but SFT on the best answer; in the wrong one w pulls at each pair, near or far.
     Careful:   ties in reward are not ranked; of several best answers the first is imitated. Answer 0 has no special part here.
                w: 100 is the default of the released code, 1 stands in every script. The paper's SFT term is a sum; the code's a
-               mean, which has the scale of s, but over the padded row: it counts wrong lengths (known there). One prompt per batch
+               mean, which has the scale of s, but over the padded row: it counts wrong lengths (a known bug). One prompt a batch
                there; here the mean over prompts.
     """
 
