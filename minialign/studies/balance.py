@@ -53,10 +53,12 @@ def balance(lab: Lab) -> Findings:
         verdict = NOT if dpo_p.below() else OPEN
     moved = ", ".join(f"{name} {plots.average(data[name]['good_logp_change']):+.1f} and "
                       f"{plots.average(data[name]['bad_logp_change']):+.1f}" for name in ("sft", "asft", "dpo"))
-    sentence = ("The gradient on the rejected answer is, halfway (right and wrong have changed places), off from that on "
-                f"the chosen one by {dpo_p} times it for DPO in probabilities and {dpo_log} in log-probs, for ASFT by {asft_p} "
-                f"and {asft_log}: ASFT hardly looks at the rejected answer. All the same, training moved the log-probs of chosen "
-                f"and rejected by {moved}.")
+    grows = {name: " to ".join(f"{plots.average(data[name][f'p_{place}']):.2f}" for place in ("start", "halfway"))
+             for name in PAIRS}
+    sentence = ("Gradient on the rejected answer over that on the chosen one, in probabilities, from the start to halfway, where "
+                f"right and wrong have changed places: DPO {grows['dpo']}, ASFT {grows['asft']}. Minus 1, which would be "
+                f"balance: DPO {dpo_p} in probabilities and {dpo_log} in log-probs, ASFT {asft_p} and {asft_log}. Training moved "
+                f"the log-probs of chosen and rejected by {moved}.")
     return Findings(data, verdict, sentence, lambda out: picture(data, out), SHOWN)
 
 
@@ -69,14 +71,15 @@ def picture(data: dict, out: Path) -> Path:
         for name, hyper in PAIRS.items():
             ys = [gradient_ratios(name, p, 1 - p, **hyper)[i] for p in ps]
             axes[i].plot(ps, ys, color=plots.COLOR[name], linewidth=2.2)
-            ends.append((1.0, ys[-1], name, plots.COLOR[name]))
+            ends.append([(p, y, name, plots.COLOR[name]) for p, y in zip(ps, ys, strict=True) if 2.2e-3 < y < 60][-1])
         axes[i].axhline(1, color="#999999", linewidth=0.9, linestyle=(0, (4, 3)))
         axes[i].text(0.02, 1.08, "balanced", fontsize=8.5, color="#555555")
         axes[i].set(yscale="log", ylim=(2e-3, 60), xlim=(0, 1), xlabel="p(chosen) = 1 − p(rejected)", ylabel=ylabel, title=title)
         plots.clean(axes[i])
         for x, y, name, color in ends:
-            axes[i].annotate(name, (x, min(max(y, 3e-3), 50)), xytext=(4, 0), textcoords="offset points", color=color,
-                             va="center", fontsize=9, annotation_clip=False)
+            axes[i].annotate(name, (x, y), xytext=(-5, 0) if y < 3e-3 else (5, 0), textcoords="offset points", color=color,
+                             ha="right" if y < 3e-3 else "left", va="bottom" if y < 3e-3 else "center", fontsize=9,
+                             annotation_clip=False)
     names = [name for name in ("dpo", "orpo", "asft", "sft") if name in data]
     for y, name in enumerate(names):
         for offset, mark, sign in ((0.2, "good_logp_change", 1), (-0.2, "bad_logp_change", 1)):

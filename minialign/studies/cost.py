@@ -154,7 +154,7 @@ def first_pass(lab: Lab) -> Findings:
         relative(data, "sft", mark)
     extra, more = (Difference(data["ift, λ = 0.2"], data["sft"], f"{mark}_ratio") for mark in ("seconds", "megabytes"))
     rest = Difference(data["ift, λ = 0"], data["sft"], "seconds_ratio")
-    verdict = NOT if extra.above(0.1) else HOLDS if extra.below(0.1) else OPEN
+    verdict = NOT if extra.above(0.05) else HOLDS if extra.below(0.05) else OPEN
     sentence = (f"An IFT step takes {extra.percent()} longer than SFT's (a forward pass is a third of forward and backward), "
                 f"{rest.percent()} where nothing is asked (λ = 0); it needs {more.percent()} more memory.")
     return Findings(data, verdict, sentence, lambda out: picture(

@@ -117,7 +117,7 @@ class Better:
 
 @dataclass
 class Findings:
-    """What a study saw. `verdict` opens `sentence`, and both are computed from `data`."""
+    """What a study saw. Verdict and sentence are computed from `data`."""
 
     data: dict[str, dict[str, list]]            # {setting: {mark: [one value per seed]}}
     verdict: str
@@ -137,7 +137,7 @@ class Findings:
         return "\n".join([
             f"\n{name} — “{study.claim}” ({study.source})\n",
             table(["", *(title for title, _ in self.marks.values())], rows),
-            f"\n{self.verdict.upper()}: {self.sentence}",
+            f"\nVerdict: {self.verdict}.\n{self.sentence}",
             f"{len(lab.seeds)} seeds ({lab.seeds[0]}–{lab.seeds[-1]}), mean ± half the 95 % interval (Student's t), "
             f"{seconds:.0f} s; picture: {self.draw(lab.out)}",
         ])
