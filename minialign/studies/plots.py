@@ -34,13 +34,16 @@ def bars(panels: dict[str, dict], question: str, out: Path, name: str, colors: d
         answers, kept = grid[0][2 * i], grid[0][2 * i + 1]
         for y, (setting, marks) in enumerate(reversed(settings.items())):
             stack(answers, kept, y, marks, color_of(setting, colors))
-        answers.set(xlim=(0, 1.03), ylim=(-0.6, rows - 0.4), xlabel="share of the answers to “9.11 or 9.9?”",
-                    title=(f"{title}:  " if title else "") + "right · known wrong (hatched) · garbage (grey)")
+        top, left = next(iter(settings.values())), 0.0
+        for mark, word in (("right", "right"), ("wrong", "known wrong"), ("garbage", "garbage")):
+            share = average(top[mark])
+            answers.text(left + share / 2, len(settings) - 0.5, word, ha="center", fontsize=8.5, color="#555555")
+            left += share
+        answers.set(xlim=(0, 1.03), ylim=(-0.6, rows - 0.2), xlabel="share of the answers to “9.11 or 9.9?”", title=title)
         answers.set_yticks(range(len(settings)), list(reversed(settings)))
-        kept.set(title="what is kept", xlim=(-0.05, 1.05), ylim=(-0.6, rows - 0.4), yticks=[],
+        kept.set(title="what is kept", xlim=(-0.05, 1.05), ylim=(-0.6, rows - 0.2), yticks=[],
                  xlabel="● reversing digits\n◇ “9.2 or 9.55?”")
         for axes in answers, kept:
-            axes.title.set_fontsize(10)
             axes.spines[["top", "right", "left"]].set_visible(False)
             axes.tick_params(axis="y", length=0)
         kept.grid(axis="x", color="#ececec", linewidth=0.8)
@@ -56,7 +59,7 @@ def stack(answers, kept, y: float, marks: dict, color: str) -> None:
     answers.barh(y, wrong, left=right, color=WRONG, height=0.72, hatch="///", edgecolor="#b5483a", linewidth=0)
     answers.barh(y, garbage, left=right + wrong, color=GARBAGE, height=0.72)
     answers.plot(marks["right"], [y] * len(marks["right"]), "o", color="white", markeredgecolor="black", markersize=3.5)
-    answers.text(0.012, y, f"{right:.2f}", va="center", color="white" if right > 0.08 else "black", fontsize=8.5,
+    answers.text(0.012, y, f"{right:.2f}", va="center", color="white" if right > 0.1 else "black", fontsize=8.5,
                  fontweight="bold")
     kept.plot(marks["skill"], [y + 0.14] * len(marks["skill"]), "o", color=color, markersize=4.5)
     kept.plot(marks["agree"], [y - 0.14] * len(marks["agree"]), "D", color="white", markeredgecolor=color, markersize=4.5)
