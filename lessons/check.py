@@ -1,0 +1,153 @@
+"""What the ten lessons share: how they are run, where pictures go, the small GPT they start from, and who checks the exercises.
+
+A lesson begins with    args = check.options()          args.fast: a smaller run, for the tests; args.solution: the exercise solved
+starts, if it needs to, model, tokenizer = check.base_model(args)       the small GPT that has read how people answer "9.11 or 9.9?"
+draws with              check.show(figure, "02")        saves out/02.png, and shows it in a notebook
+asks the reader with    print(check.push(your_push))    "STILL BLANK …", "NOT YET …" and what is wrong in plain words, or "RIGHT …"
+and ends with its folded solution, checked in the same way if args.solution.
+
+A grader is a function here with the name of its exercise. It computes the truth from the definition, on awkward inputs, and
+returns one sentence. `grade` does the rest: a grader hands it the truth, and what plausible mistakes would have given instead.
+The reader's function runs only to be judged; nothing here comes from a lesson. tests/test_lessons.py judges the graders.
+"""
+
+import argparse
+import copy
+import functools
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minialign import plot, small, tasks
+from minialign.model import Transformer
+from minialign.tokens import byte_tokenizer
+
+OUT = Path(__file__).parent.parent / "out"
+BLANK, WRONG, RIGHT = "STILL BLANK", "NOT YET", "RIGHT"
+
+
+# ---------------------------------------------------------------------------------------------------- how a lesson is run
+
+def options() -> argparse.Namespace:
+    """The two flags of every lesson; a notebook has neither."""
+    parser = argparse.ArgumentParser(description="A lesson of minialign. Read it in an editor, or step through its cells.",
+                                     allow_abbrev=False)
+    parser.add_argument("--fast", action="store_true", help="seconds instead of a minute: smaller, and less to see")
+    parser.add_argument("--solution", action="store_true", help="show the exercise solved")
+    torch.set_num_threads(1)                    # these models are too small for a second thread to help
+    return parser.parse_args([] if "ipykernel" in sys.modules else None)
+
+
+def show(figure, name: str) -> None:
+    """Save the picture as out/NAME.png; in a notebook, show it as well."""
+    path = plot.save(figure, OUT, name)
+    print(f"picture: {path}")
+    if "ipykernel" in sys.modules:
+        from IPython.display import Image, display
+        display(Image(str(path), width=900))
+
+
+def base_model(args, seed: int = 0):
+    """The small GPT before any fine-tuning, and its tokenizer. Half a minute the first time, then from out/cache.
+
+    With --fast it has read a sixteenth of what it should have, and knows little.
+    """
+    if not args.fast:
+        if not small.base_path(seed, OUT / "cache").exists():
+            print("training the small GPT, about half a minute; next time it comes from out/cache")
+        return small.base_model(seed, OUT / "cache")
+    model, tokenizer = hasty_model(seed)
+    return copy.deepcopy(model), tokenizer
+
+
+@functools.lru_cache
+def hasty_model(seed: int):
+    torch.manual_seed(seed)
+    tokenizer = byte_tokenizer(tasks.WORDS)
+    model = Transformer(tasks.small_config(tokenizer.vocab_size))
+    for _ in itertools.islice(small.base_training(model, tokenizer, seed), 64):
+        pass
+    return model, tokenizer
+
+
+# ---------------------------------------------------------------------------------------------------- how an answer is judged
+
+def grade(function: Callable, cases: list[tuple], truth: Callable, mistakes: dict[str, dict[str, Callable]], praise: str,
+          rtol: float = 1e-4) -> str:
+    """Judge the reader's function; one sentence that begins with STILL BLANK, NOT YET or RIGHT.
+
+    cases     the inputs of every call
+    truth     inputs → {name: number or tensor}; the reader's function returns these values, in this order
+    mistakes  {name: {what to say: inputs → the value that this mistake would give}}, the likeliest first
+    praise    what to say when all is right
+    """
+    wanted = [truth(*copy.deepcopy(inputs)) for inputs in cases]
+    names = list(wanted[0])
+    answers = []
+    for inputs in cases:
+        try:
+            values = function(*copy.deepcopy(inputs))
+        except Exception as error:              # whatever the reader wrote, the lesson goes on
+            if "ellipsis" in str(error).lower():
+                return f"{BLANK}: fill in the “...” and run this cell again."
+            return f"{WRONG}: your function stopped with {type(error).__name__}: {error}"
+        values = values if isinstance(values, tuple) else (values,)
+        if any(value is None or value is ... for value in values):
+            return f"{BLANK}: fill in the “...” and run this cell again."
+        if len(values) != len(names):
+            return f"{WRONG}: your function returns {len(values)} value(s); it should return {', '.join(names)}."
+        try:
+            answers.append({name: number(value) for name, value in zip(names, values, strict=True)})
+        except (TypeError, ValueError, RuntimeError):
+            return f"{WRONG}: your function should return numbers or tensors, not {', '.join(type(v).__name__ for v in values)}."
+    good = []
+    for name in names:
+        got, want = [answer[name] for answer in answers], [number(values[name]) for values in wanted]
+        if problem := what_is_wrong(got, want, cases, mistakes.get(name, {}), rtol):
+            right = f"{' and '.join(good)} {'is' if len(good) == 1 else 'are'} right. " * bool(good)
+            return f"{WRONG}: {right}{name + ': ' if len(names) > 1 else ''}{problem}"
+        good.append(name)
+    return f"{RIGHT}: {praise}"
+
+
+def what_is_wrong(got: list[Tensor], want: list[Tensor], cases: list[tuple], mistakes: dict[str, Callable],
+                  rtol: float) -> str | None:
+    """The mistake that explains all answers, in words; None if there is none to explain."""
+    for mine, true in zip(got, want, strict=True):
+        if mine.shape != true.shape:
+            return f"its shape is {tuple(mine.shape)} where {tuple(true.shape)} is wanted."
+    if alike(got, want, rtol):
+        return None
+    for sentence, mistaken in mistakes.items():
+        if alike(got, [number(mistaken(*copy.deepcopy(inputs))) for inputs in cases], rtol):
+            return sentence
+    if not all(mine.isfinite().all() for mine in got):
+        return "there is an inf or a nan in it. Do the logits or log-probs overflow somewhere on the way?"
+    if alike([-mine for mine in got], want, rtol):
+        return "right up to the sign."
+    factors = [float((mine * true).sum() / (true * true).sum()) for mine, true in zip(got, want, strict=True)]
+    if alike(got, [factor * true for factor, true in zip(factors, want, strict=True)], rtol):
+        several = sorted({f"{factor:.4g}" for factor in factors})
+        return f"right up to a factor: yours is {' or '.join(several)} times what it should be."
+    for case, (mine, true) in enumerate(zip(got, want, strict=True), start=1):
+        off = ~torch.isclose(mine, true, rtol=rtol, atol=1e-6)
+        if off.any():
+            at = off.nonzero()[0].tolist()
+            where = f" at {at}" if at else ""
+            return (f"in test {case} of {len(cases)}, {int(off.sum())} of {true.numel()} numbers are off; the first{where} is "
+                    f"{float(mine[tuple(at)]):.5g} and should be {float(true[tuple(at)]):.5g}.")
+
+
+def alike(a: list[Tensor], b: list[Tensor], rtol: float) -> bool:
+    return all(x.shape == y.shape and torch.allclose(x, y, rtol=rtol, atol=1e-6) for x, y in zip(a, b, strict=True))
+
+
+def number(value) -> Tensor:
+    return torch.as_tensor(value).detach().double()
+
+
+# ---------------------------------------------------------------------------------------------------- 01: score an answer

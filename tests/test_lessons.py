@@ -1,0 +1,61 @@
+"""Every lesson runs, blank and solved; every grader knows right from wrong, and says which wrong it is.
+
+A new lesson is found by its name. A new grader needs an entry in WRONG: what readers might plausibly write, and a piece of the
+sentence each of them must hear.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+LESSONS = Path(__file__).parent.parent / "lessons"
+sys.path.append(str(LESSONS))                   # where Python finds `check` when a lesson is run as a script
+import check  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """Lessons compute on one thread; what runs after them should not notice."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("flags", [["--fast"], ["--fast", "--solution"]], ids=["blank", "solved"])
+@pytest.mark.parametrize("lesson", sorted(LESSONS.glob("[01][0-9]_*.py")), ids=lambda path: path.stem)
+def test_lesson(lesson, flags, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", [str(lesson), *flags])
+    monkeypatch.setattr(check, "OUT", tmp_path)
+    runpy.run_path(str(lesson), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert (tmp_path / f"{lesson.stem[:2]}.png").stat().st_size > 10_000
+    assert f"{check.BLANK}: " in printed and check.WRONG not in printed
+    assert (f"{check.RIGHT}: " in printed) == ("--solution" in flags)
+
+
+# ------------------------------------------------------------------------------------------------ graders
+
+# {grader: [(what a reader might write, a piece of what must be said)]}
+WRONG = {}
+
+
+@pytest.mark.parametrize("name, function, words", [(name, function, words) for name, wrongs in WRONG.items()
+                                                   for function, words in wrongs])
+def test_wrong_answers_are_told_what_is_wrong(name, function, words):
+    verdict = getattr(check, name)(function)
+    assert verdict.startswith(check.WRONG) and words in verdict
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_blank_is_no_mistake(name):
+    for blank in (lambda *inputs: ..., lambda *inputs: None, lambda *inputs: 2 * ...):
+        assert getattr(check, name)(blank).startswith(check.BLANK)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_function_that_stops_does_not_stop_the_lesson(name):
+    verdict = getattr(check, name)(lambda *inputs: 1 / 0)
+    assert verdict.startswith(check.WRONG) and "ZeroDivisionError" in verdict
