@@ -36,17 +36,16 @@ def likelihoods(lab: Lab) -> Findings:
     pushed = Difference(data["dft"], data["sft"], "negatives_change")
     short = Difference(data["dft"], data["sft"], "wanted_change")
     change = {name: Difference(data[name], still, "wanted_change") for name in ("simpo", "spin")}
-    lower = {name: sum(x < 0 for x in d.values) for name, d in change.items()}
-    falls = [name for name, count in lower.items() if count >= 0.8 * len(lab.seeds)]
+    falls, rises = [name for name, d in change.items() if d.below()], [name for name, d in change.items() if d.above()]
     if not (rise.above() and pushed.below()):
         verdict = NOT if rise.below() or pushed.above() else OPEN
     elif len(falls) == 2:
         verdict = HOLDS
     else:
-        verdict = "holds only for DFT" + (f" and {falls[0]}" if falls else "")
-    sentence = (f"DFT's wanted answers rise by {rise} nats, {short} against SFT; the model's own change by {pushed} against SFT. "
-                + " ".join(f"Under {name} the wanted ones end below their start with {lower[name]} of {len(lab.seeds)} seeds "
-                           f"({change[name]})." for name in change))
+        verdict = "holds only for " + " and ".join(["DFT", *falls]) if rises else OPEN
+    sentence = (f"Under DFT the log-prob of the wanted answers changes by {rise} nats, {short} against SFT, and that of the "
+                f"model's own answers by {pushed} against SFT. The wanted ones change by {change['simpo']} under SimPO and by "
+                f"{change['spin']} under SPIN.")
     return Findings(data, verdict, sentence, lambda out: plots.curves(
         {"log-prob of the wanted answer (training) ↑": plots.of_training(data, 3),
          "log-prob of the model's own answers ↓": plots.of_training(data, 4)},
@@ -59,8 +58,8 @@ def gamma(lab: Lab) -> Findings:
              "memory, no floor": Run(MemoryOnly, {"gamma": 0.9}, NOISY)}
     data = lab.run(sft_and_control(noise=NOISY) | runs)
     gain, floor, memory = (Better(data[x], data["γ 1"]) for x in ("γ 0.9", "floor, no memory", "memory, no floor"))
-    sentence = (f"γ = 0.9 against γ = 1: {gain}. A constant floor of 0.1 under u, without any average over visits, gives "
-                f"{floor}; an average without that floor (u₀ = e⁻¹⁰) gives {memory}.")
+    sentence = (f"γ = 0.9 against γ = 1: {gain}. A constant floor of 0.1 under u, without memory of other visits, gives "
+                f"{floor.right} right over γ = 1; memory without that floor (u₀ = e⁻¹⁰) {memory.right}.")
     return Findings(data, gain.verdict, sentence, lambda out: plots.bars(
         {"": data}, "DFT, 30 % wrong labels: how much of u is the batch at hand (γ)?", out, "gamma",
         {"floor, no memory": "#56b4e9", "memory, no floor": "#56b4e9"}))
@@ -75,26 +74,26 @@ def negatives(lab: Lab) -> Findings:
         verdict = HOLDS if first.above() else "holds only from two negatives on"
     else:
         verdict = NOT if first.below() or (first.within(SMALL) and second.within(SMALL)) else OPEN
-    sentence = (f"From one negative to two {first} right, from two to four {second}. DFT against SFT: {rest[0]} with one, "
-                f"{rest[1]} with eight; the more negatives, the closer to the exact objective, which at τ = 1 is SFT's.")
+    sentence = (f"From one negative to two the right answers change by {first}, from two to four by {second}. DFT against SFT: "
+                f"{rest[0]} with one negative, {rest[1]} with eight (the exact objective, with all answers as negatives, "
+                "is SFT's at τ = 1).")
     return Findings(data, verdict, sentence, lambda out: plots.bars(
         {"": data}, "DFT, 30 % wrong labels: how many negatives per prompt (B)?", out, "negatives"))
 
 
 def temperature(lab: Lab) -> Findings:
-    temperatures = (0.0, 0.3, 0.7, 1.0)
-    data = lab.run(sft_and_control(noise=NOISY) | {f"{persona} T {t:g}": Run("dft", noise=NOISY, persona=persona, temperature=t)
-                                                   for persona in ("troll", "plain") for t in temperatures})
-    differences = {(persona, t): Difference(data[f"{persona} T 0.7"], data[f"{persona} T {t:g}"], "right")
-                   for persona in ("troll", "plain") for t in temperatures if t != 0.7}
-    best = [persona for persona in ("troll", "plain")
-            if all(d.above() for (p, _), d in differences.items() if p == persona)]
-    small = all(d.within(SMALL) for d in differences.values())
+    temperatures, personas = (0.0, 0.3, 0.7, 1.0), {"bad": "troll", "plain": "plain"}
+    data = lab.run(sft_and_control(noise=NOISY) | {f"{name} T {t:g}": Run("dft", noise=NOISY, persona=persona, temperature=t)
+                                                   for name, persona in personas.items() for t in temperatures})
+    gains = {name: {t: Difference(data[f"{name} T 0.7"], data[f"{name} T {t:g}"], "right") for t in temperatures if t != 0.7}
+             for name in personas}
+    best = [name for name, gain in gains.items() if all(d.above() for d in gain.values())]
+    rest = [d for gain in gains.values() for d in gain.values()]
     verdict = HOLDS if len(best) == 2 else f"holds only for the {best[0]} persona" if best else \
-        NOT if small or any(d.below() for d in differences.values()) else OPEN
-    told = "; ".join(f"{persona} persona " + ", ".join(f"T = {t:g} {d}" for (p, t), d in differences.items() if p == persona)
-                     for persona in ("troll", "plain"))
-    return Findings(data, verdict, f"What T = 0.7 gains in right answers over the others: {told}.", lambda out: plots.bars(
+        NOT if all(d.within(SMALL) for d in rest) or any(d.below() for d in rest) else OPEN
+    told = "; ".join(f"{name} persona " + ", ".join(f"{d} over T = {t:g}" for t, d in gain.items())
+                     for name, gain in gains.items())
+    return Findings(data, verdict, f"What T = 0.7 gains in right answers: {told}.", lambda out: plots.bars(
         {"": data}, "DFT, 30 % wrong labels: at which temperature to draw the negatives?", out, "temperature",
         {f"plain T {t:g}": "#56b4e9" for t in temperatures}))
 

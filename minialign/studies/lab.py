@@ -112,7 +112,7 @@ class Better:
         return OPEN
 
     def __str__(self) -> str:
-        return f"{self.right} right ({self.agree} agreed, {self.average} on average)"
+        return f"{self.right} right (undisputed questions {self.agree}, mean of all three tasks {self.average})"
 
 
 @dataclass
