@@ -9,6 +9,7 @@ from minialign.arena import Run
 from minialign.methods import METHODS
 from minialign.studies import plots
 from minialign.studies.lab import HOLDS, NOISY, NOT, OPEN, SMALL, Better, Difference, Findings, Lab, quick, sft_and_control
+from minialign.tasks import RIGHT_SHARE
 
 
 @dataclass
@@ -108,8 +109,8 @@ def personas(lab: Lab) -> Findings:
     verdict = HOLDS if all(parts) else "holds only for the good persona's harm" if parts[1] else \
         "holds only against the plain persona" if parts[0] else NOT if plain.right.below() else OPEN
     sentence = (f"Negatives from the bad persona against plain ones: {plain}; against the good persona's: {good}. "
-                "The good persona's negatives are mostly right answers; DFT with them against SFT: "
-                f"{Better(data['dft, good: sage'], data['sft'])}.")
+                f"The good persona is made to be right {RIGHT_SHARE['sage']:.0%} of the time; DFT with its answers as negatives "
+                f"against SFT: {Better(data['dft, good: sage'], data['sft'])}.")
     return Findings(data, verdict, sentence, lambda out: plots.bars(
         {"": data}, "30 % wrong labels: who should give the negatives?", out, "personas",
         {f"dft2, {name}": "#56b4e9" for name in names.values()}))

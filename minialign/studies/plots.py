@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.patheffects import withStroke
 
 from minialign.plot import COLOR, clean, label_ends, save
 
@@ -59,8 +60,10 @@ def stack(answers, kept, y: float, marks: dict, color: str) -> None:
     answers.barh(y, wrong, left=right, color=WRONG, height=0.72, hatch="///", edgecolor="#b5483a", linewidth=0)
     answers.barh(y, garbage, left=right + wrong, color=GARBAGE, height=0.72)
     answers.plot(marks["right"], [y] * len(marks["right"]), "o", color="white", markeredgecolor="black", markersize=3.5)
-    answers.text(0.012, y, f"{right:.2f}", va="center", color="white" if right > 0.1 else "black", fontsize=8.5,
-                 fontweight="bold")
+    inside = min([right, *marks["right"]]) > 0.13                       # else no room before the dots: behind them
+    x, color_of_text, halo = (0.012, "white", 0) if inside else (max(marks["right"]) + 0.02, "black", 3)
+    answers.text(x, y, f"{right:.2f}", va="center", color=color_of_text, fontsize=8.5, fontweight="bold",
+                 path_effects=[withStroke(linewidth=halo, foreground="white")] if halo else None)
     kept.plot(marks["skill"], [y + 0.14] * len(marks["skill"]), "o", color=color, markersize=4.5)
     kept.plot(marks["agree"], [y - 0.14] * len(marks["agree"]), "D", color="white", markeredgecolor=color, markersize=4.5)
 
