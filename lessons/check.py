@@ -1,9 +1,9 @@
 """What the ten lessons share: how they are run, where pictures go, the small GPT they start from, and who checks the exercises.
 
-A lesson begins with    args = check.options()          args.fast: a smaller run, for the tests; args.solution: the exercise solved
-starts, if it needs to, model, tokenizer = check.base_model(args)       the small GPT that has read how people answer "9.11 or 9.9?"
+A lesson begins with    args = check.options()          args.fast: a smaller run, for the tests; args.solution: solve the exercise
+may start from          model, tokenizer = check.base_model(args)       the small GPT that has read answers to "9.11 or 9.9?"
 draws with              check.show(figure, "02")        saves out/02.png, and shows it in a notebook
-asks the reader with    print(check.push(your_push))    "STILL BLANK …", "NOT YET …" and what is wrong in plain words, or "RIGHT …"
+asks the reader with    print(check.push(your_push))    "STILL BLANK", "NOT YET" and what is wrong in plain words, or "RIGHT"
 and ends with its folded solution, checked in the same way if args.solution.
 
 A grader is a function here with the name of its exercise. It computes the truth from the definition, on awkward inputs, and
@@ -151,3 +151,47 @@ def number(value) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------- 01: score an answer
+
+def score(function: Callable) -> str:
+    """Log-prob of an answer from logits (L, V), tokens (L,) and the mask of the answer's tokens (L,)."""
+    draw = torch.Generator().manual_seed(1)
+    cases = []
+    for prompt, answer, padding in (4, 3, 2), (2, 5, 0), (3, 1, 4):
+        length = prompt + answer + padding
+        z = 3 * torch.randn(length, 7, generator=draw, dtype=torch.float64) + 100
+        z[prompt, 2] += 900                     # a token that is almost certain; exp(1000) overflows
+        tokens = torch.randint(7, (length,), generator=draw)
+        is_answer = (torch.arange(length) >= prompt) & (torch.arange(length) < prompt + answer)
+        cases.append((z, tokens, is_answer))
+
+    def logp(z, token) -> float:
+        return float(z[token] - z.max() - (z - z.max()).exp().sum().log())
+
+    def total(z, tokens, places, shift=1) -> float:
+        return sum(logp(z[t - shift], tokens[t]) for t in places)
+
+    def places(mask) -> list[int]:
+        return mask.nonzero()[:, 0].tolist()
+
+    return grade(function, cases, lambda z, tokens, mask: {"log-prob": total(z, tokens, places(mask))}, {"log-prob": {
+        "you read each token from the logits at its own place. They speak about the next token: shift by one.":
+            lambda z, tokens, mask: total(z, tokens, places(mask), shift=0),
+        "tokens and logits are shifted well, but the mask stayed behind. It says which token is scored, so it goes with them.":
+            lambda z, tokens, mask: total(z, tokens, [t + 1 for t in places(mask[:-1])]),
+        "the prompt is scored as well. Its tokens are given; the mask should keep them out.":
+            lambda z, tokens, mask: total(z, tokens, range(1, places(mask)[-1] + 1)),
+        "prompt and padding are scored as well. Only the mask knows which tokens are the answer's.":
+            lambda z, tokens, mask: total(z, tokens, range(1, len(tokens))),
+        "the padding is scored as well. Only the mask knows where the answer ends.":
+            lambda z, tokens, mask: total(z, tokens, range(places(mask)[0], len(tokens))),
+        "the first token of the answer is missing. The last token of the prompt predicts it.":
+            lambda z, tokens, mask: total(z, tokens, places(mask)[1:]),
+        "that is the mean over the answer's tokens. Log-probs of parts add up; nothing is divided.":
+            lambda z, tokens, mask: total(z, tokens, places(mask)) / int(mask.sum()),
+        "that is the mean over the whole row, prompt and padding included. Nothing is divided here.":
+            lambda z, tokens, mask: total(z, tokens, places(mask)) / len(tokens),
+        "these are logits added up. A log-prob is a logit minus the logsumexp of its row.":
+            lambda z, tokens, mask: sum(float(z[t - 1, tokens[t]]) for t in places(mask)),
+        "that is the probability. Its logarithm was asked for, the sum and not the product.":
+            lambda z, tokens, mask: torch.tensor(total(z, tokens, places(mask))).exp(),
+    }}, "shifted by one, masked, and it does not overflow. That is all a method ever sees of a model.")

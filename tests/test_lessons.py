@@ -38,8 +38,35 @@ def test_lesson(lesson, flags, monkeypatch, tmp_path, capsys):
 
 # ------------------------------------------------------------------------------------------------ graders
 
+def right_score(z, tokens, is_answer, shift=1):
+    log_p = z.log_softmax(-1)
+    return [(log_p[t - shift, tokens[t]], bool(is_answer[t]), bool(is_answer[t - 1])) for t in range(1, len(tokens))]
+
+
+# {grader: what solves it}
+SOLVED = {
+    "score": lambda *row: sum(logp for logp, here, _ in right_score(*row) if here),
+}
+
 # {grader: [(what a reader might write, a piece of what must be said)]}
-WRONG = {}
+WRONG = {
+    "score": [
+        (lambda *row: sum(logp for logp, here, _ in right_score(*row, shift=0) if here), "shift by one"),
+        (lambda *row: sum(logp for logp, _, before in right_score(*row) if before), "mask stayed behind"),
+        (lambda *row: sum(logp for logp, here, before in right_score(*row) if here and before), "the first token of the answer"),
+        (lambda *row: sum(logp for logp, *_ in right_score(*row)), "prompt and padding are scored"),
+        (lambda *row: -sum(logp for logp, here, _ in right_score(*row) if here), "up to the sign"),
+        (lambda *row: sum(logp for logp, here, _ in right_score(*row) if here) / row[2].sum(), "mean over the answer's tokens"),
+        (lambda *row: sum(logp for logp, here, _ in right_score(*row) if here).exp(), "that is the probability"),
+        (lambda z, y, m: (z[:-1].exp() / z[:-1].exp().sum(-1, True)).log().gather(1, y[1:, None])[m[1:]].sum(), "overflow"),
+        (lambda z, y, m: z[:-1].log_softmax(-1).gather(1, y[1:, None])[:, 0][m[1:]], "its shape is"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_right_answers_are_right(name):
+    assert getattr(check, name)(SOLVED[name]).startswith(check.RIGHT)
 
 
 @pytest.mark.parametrize("name, function, words", [(name, function, words) for name, wrongs in WRONG.items()
