@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ class Transformer(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        self.recompute = False      # activation checkpointing: keep only each layer's input, compute the rest again going back
         self.model = nn.ModuleDict({
             "embed_tokens": embedding(config.vocab_size, config.d_model),
             "layers": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
@@ -242,7 +244,10 @@ class Transformer(nn.Module):
             cache.used = max(cache.used, int(positions.max()) + 1)
         mask = attention_mask(positions, segments, self.config.window, cache, counted)
         for i, layer in enumerate(self.model["layers"]):
-            x = layer(x, turn, mask, None if cache is None else (cache, i, positions))
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, turn, mask, None, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, turn, mask, None if cache is None else (cache, i, positions))
         return self.model["norm"](x)
 
     def logits(self, tokens: Tensor) -> Tensor:

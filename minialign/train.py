@@ -6,6 +6,7 @@ What makes a run survive an interrupt (files, checkpoints, resume) is run.py.
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -23,11 +24,16 @@ class Recipe:
 
     epochs: int = 1
     batch: int = 32             # prompts per update
-    micro_batch: int = 8        # prompts per forward pass; changes memory and speed, not the gradient
+    micro_batch: int = 8        # most prompts per forward pass; changes memory and speed, not the gradient
+    pass_tokens: int | None = None      # most tokens per forward pass, padding included (a longer example goes alone); likewise
     lr: float = 1e-3
     warmup: float = 0.1         # share of all updates
     weight_decay: float = 0.0
     clip: float = 1.0           # longest gradient that is not shortened
+    beta1: float = 0.9          # AdamW's memory of gradients; 0 makes it RMSprop
+    beta2: float = 0.95         # and of their squares
+    moments: str = "float32"    # in what both are kept
+    inside_backward: bool = False       # update each parameter during the backward pass, and keep no gradient
     negatives: int | None = None    # negatives per prompt and epoch, taken in turn from the example's pool; None = all of it
     seed: int = 0
 
@@ -35,10 +41,15 @@ class Recipe:
         for name, ok in {"epochs": self.epochs > 0, "batch": self.batch > 0, "micro_batch": self.micro_batch > 0,
                          "lr": self.lr > 0, "warmup": 0 <= self.warmup < 1, "clip": self.clip > 0,
                          "weight_decay": self.weight_decay >= 0,
+                         "beta1": 0 <= self.beta1 < 1, "beta2": 0 <= self.beta2 < 1,
+                         "pass_tokens": self.pass_tokens is None or self.pass_tokens > 0,
                          "negatives": self.negatives is None or self.negatives > 0}.items():
             if not ok:
-                bounds = {"warmup": "at least 0 and below 1", "weight_decay": "at least 0"}.get(name, "above 0")
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {bounds}")
+                bounds = {"weight_decay": "at least 0"} | dict.fromkeys(("warmup", "beta1", "beta2"), "at least 0 and below 1")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {bounds.get(name, 'above 0')}")
+        if self.inside_backward and (self.batch > self.micro_batch or self.pass_tokens or self.clip < math.inf):
+            raise ValueError("inside_backward updates in one pass, before the whole gradient is known: micro_batch must be at "
+                             f"least batch ({self.batch}), pass_tokens unset and clip inf")
 
     def updates(self, n_examples: int) -> int:
         return self.epochs * math.ceil(n_examples / self.batch)
@@ -73,15 +84,33 @@ def batches(examples: list[Example], recipe: Recipe, method: Method, start: int 
         yield epoch, [pick_answers(examples[j], method, epoch, recipe.negatives) for j in chosen]
 
 
-def gradient(model, method: Method, chosen: list[Example], micro_batch: int) -> tuple[float, dict[str, float]]:
+def passes(examples: list[Example], micro_batch: int, pass_tokens: int | None = None) -> list[list[Example]]:
+    """Cut an update into forward passes of like lengths, of at most so many prompts and tokens: rows × longest row."""
+    parts, longest, rows = [[]], 0, 0
+    for e in sorted(examples, key=row_length):
+        longest, rows = row_length(e), rows + sum(bool(a) for a in e.answers)
+        if parts[-1] and (len(parts[-1]) == micro_batch or (pass_tokens and rows * longest > pass_tokens)):
+            parts.append([])
+            rows = sum(bool(a) for a in e.answers)
+        parts[-1].append(e)
+    return parts
+
+
+def row_length(e: Example) -> int:
+    """Tokens the network reads for an example's longest answer: its last token is only predicted."""
+    return len(e.prompt) + max(map(len, e.answers)) - 1
+
+
+def gradient(model, method: Method, chosen: list[Example], micro_batch: int,
+             pass_tokens: int | None = None) -> tuple[float, dict[str, float]]:
     """Leave the exact gradient of one update's loss in `.grad`, however many forward passes it takes; returns loss and mean info.
 
     Every micro-batch divides by the counts of the whole update, so the parts add up and nothing is rescaled.
     """
     answers, tokens = sum(bool(a) for e in chosen for a in e.answers), sum(len(e.answers[0]) for e in chosen)
     counts = Counts(len(chosen), answers, tokens)
-    parts = [chosen[i : i + micro_batch] for i in range(0, len(chosen), micro_batch)]
-    parts = [collate(part, shared_row_pays(part, model.config), counts).to(model.head.device) for part in parts]
+    parts = [collate(part, shared_row_pays(part, model.config), counts).to(model.head.device)
+             for part in passes(chosen, micro_batch, pass_tokens)]
     if "kl" in method.needs:                    # KTO's reference point is the drift over the whole update
         with torch.no_grad():
             drift = {"kl_logps": torch.cat([batch_logps(model, part, part.kl_rows).sum((0, 2)) for part in parts]),
@@ -101,21 +130,29 @@ def fit(model, method: Method, examples: list[Example], recipe: Recipe, optimize
     """Train; after every update yields {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds",
     and the method's own numbers}.
 
-    `optimizer` and `start` continue an interrupted run. Diverged is raised before an update that would spoil the parameters.
+    `optimizer` and `start` continue an interrupted run. Diverged is raised before an update that would spoil the parameters
+    (with inside_backward right after it: then only a checkpoint is good).
     """
-    optimizer = optimizer or AdamW(dict(model.named_parameters()), weight_decay=recipe.weight_decay, seed=recipe.seed)
+    optimizer = optimizer or build_optimizer(model, recipe)
     updates = recipe.updates(len(examples))
     warmup = round(recipe.warmup * updates)
     for step, (epoch, chosen) in enumerate(batches(examples, recipe, method, start), start=start):
         began = time.perf_counter()
-        loss, info = gradient(model, method, chosen, recipe.micro_batch)
-        norm = float(optimizer.gradient_norm())
+        lr = recipe.lr * cosine(step, updates, warmup)
+        with optimizer.inside_backward(lr) if recipe.inside_backward else nullcontext() as norms:
+            loss, info = gradient(model, method, chosen, recipe.micro_batch, recipe.pass_tokens)
+        norm = float(torch.stack(norms).norm() if recipe.inside_backward else optimizer.gradient_norm())
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Diverged(f"update {step + 1}: loss {loss}, gradient norm {norm}; examples {[e.index for e in chosen]}")
-        lr = recipe.lr * cosine(step, updates, warmup)
-        optimizer.step(lr, min(1.0, recipe.clip / (norm + 1e-12)))
+        if not recipe.inside_backward:
+            optimizer.step(lr, min(1.0, recipe.clip / (norm + 1e-12)))
         yield {"step": step + 1, "epoch": epoch, "loss": loss, "lr": lr, "gradient_norm": norm,
                "tokens": sum(len(a) for e in chosen for a in e.answers), "seconds": time.perf_counter() - began, **info}
+
+
+def build_optimizer(model, recipe: Recipe) -> AdamW:
+    return AdamW(dict(model.named_parameters()), (recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay,
+                 seed=recipe.seed, moments=getattr(torch, recipe.moments))
 
 
 @torch.no_grad()

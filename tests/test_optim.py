@@ -1,9 +1,14 @@
 """AdamW against torch's, rounding that loses nothing on average, and the schedule's shape."""
 
+import math
+
 import pytest
 import torch
+from conftest import tiny_model
 
-from minialign.optim import AdamW, cosine, round_stochastically
+from minialign import METHODS
+from minialign.optim import PIECE, AdamW, cosine, round_stochastically
+from minialign.train import Recipe, fit
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -75,3 +80,52 @@ def test_state_survives_a_round_trip():
     b.load_state_dict({k: v.clone() for k, v in a.state_dict().items()})
     assert b.steps == 1 and torch.equal(a.m["w"], b.m["w"])
     assert torch.equal(torch.rand(3, generator=a.generator), torch.rand(3, generator=b.generator))
+
+
+def test_without_momentum_it_is_adam_without_momentum_and_keeps_none():
+    ours, theirs = torch.nn.Parameter(torch.ones(5, 3)), torch.nn.Parameter(torch.ones(5, 3))
+    optimizer, reference = AdamW({"w": ours}, betas=(0.0, 0.99)), torch.optim.AdamW([theirs], 0.01, (0.0, 0.99), weight_decay=0)
+    for i in range(10):
+        ours.grad = torch.linspace(-1, 1 + i, 15).view(5, 3)
+        theirs.grad = ours.grad.clone()
+        optimizer.step(0.01)
+        reference.step()
+    torch.testing.assert_close(ours, theirs)
+    assert not optimizer.m and set(optimizer.state_dict()) == {"v.w", "steps", "generator"}
+
+
+def test_moments_in_bfloat16_lead_to_the_same_place():
+    g = torch.Generator().manual_seed(0)
+    p = [torch.nn.Parameter(torch.zeros(64, 64)) for _ in range(2)]
+    optimizers = [AdamW({"w": x}, moments=dtype) for x, dtype in zip(p, (torch.float32, torch.bfloat16), strict=True)]
+    for _ in range(200):
+        gradient = torch.randn(64, 64, generator=g) + 0.5
+        for x, optimizer in zip(p, optimizers, strict=True):
+            x.grad = gradient.clone()
+            optimizer.step(1e-3)
+    assert (p[0] - p[1]).norm() < 0.01 * p[0].norm()
+
+
+def test_the_size_of_a_piece_changes_nothing(monkeypatch):
+    results = []
+    for piece in 1, 7, 2**17:
+        monkeypatch.setitem(PIECE, "cpu", piece)
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 60).view(5, 12))
+        optimizer = AdamW({"w": p}, weight_decay=0.1)
+        for step in range(3):
+            p.grad = torch.linspace(1, step, 60).view(12, 5).T           # not contiguous, as gradients may be
+            optimizer.step(0.1)
+        results.append(p.detach())
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("shape", ["llama", "qwen2"])
+def test_stepping_inside_backward_is_stepping_after_it_and_keeps_no_gradient(shape, examples):
+    """A tied embedding (qwen2) gets its gradient from two sides and must still be updated once."""
+    models = [tiny_model(shape).float() for _ in range(2)]
+    recipes = Recipe(epochs=4, batch=3, clip=math.inf), Recipe(epochs=4, batch=3, clip=math.inf, inside_backward=True)
+    logs = [list(fit(model, METHODS["asft"](), examples, recipe)) for model, recipe in zip(models, recipes, strict=True)]
+    for a, b in zip(*logs, strict=True):
+        assert [a["loss"], a["gradient_norm"]] == pytest.approx([b["loss"], b["gradient_norm"]], rel=1e-5)
+    torch.testing.assert_close(dict(models[0].named_parameters()), dict(models[1].named_parameters()))
+    assert all(p.grad is None for p in models[1].parameters())

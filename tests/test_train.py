@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minialign import METHODS
 from minialign.data import Example
 from minialign.optim import AdamW
 from minialign.run import check_data, load_checkpoint, save_checkpoint
-from minialign.train import Diverged, Recipe, add_reference, batches, build_method, fit, gradient, pick_answers
+from minialign.train import Diverged, Recipe, add_reference, batches, build_method, fit, gradient, passes, pick_answers
 
 
 def pairs(n=12, seed=0):
@@ -50,6 +52,31 @@ def test_micro_batches_change_nothing(model, name):
     for loss, grads in results[1:]:
         assert loss == pytest.approx(results[0][0], rel=1e-9)
         torch.testing.assert_close(grads, results[0][1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(0, 9), max_size=3)), min_size=1, max_size=12),
+       micro_batch=st.integers(1, 5), pass_tokens=st.none() | st.integers(1, 100))
+def test_passes_hold_every_example_once_and_keep_to_both_limits(lengths, micro_batch, pass_tokens):
+    examples = [Example(i, [1] * n, [[2] * 3] + [[2] * k for k in ks]) for i, (n, ks) in enumerate(lengths)]
+    parts = passes(examples, micro_batch, pass_tokens)
+    assert sorted(e.index for part in parts for e in part) == list(range(len(examples)))
+    for part in parts:
+        rows = sum(bool(a) for e in part for a in e.answers)
+        tokens = rows * max(len(e.prompt) + len(a) - 1 for e in part for a in e.answers)
+        assert len(part) <= micro_batch and (pass_tokens is None or tokens <= pass_tokens or len(part) == 1)
+
+
+@pytest.mark.parametrize("name", ["asft", "ift"])
+def test_activation_checkpointing_and_token_budgets_change_nothing(model, name):
+    results = []
+    for recompute, pass_tokens in (False, None), (True, None), (True, 40):
+        model.zero_grad()
+        model.recompute = recompute
+        loss, _ = gradient(model, build_method(name, {}, 6), pairs(6), 6, pass_tokens)
+        results.append((loss, {n: p.grad.clone() for n, p in model.named_parameters()}))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0])
 
 
 @pytest.mark.parametrize("name", ["dft2", "ift"])
@@ -131,10 +158,17 @@ def test_data_that_lacks_what_the_method_compares_is_refused(name, sentence):
         check_data(name, [replace(e, answers=e.answers[:1]) for e in pairs(2)], "plain.jsonl", None)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"lr": -1.0}, {"warmup": 1.5}, {"negatives": 0}])
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"lr": -1.0}, {"warmup": 1.5}, {"negatives": 0},
+                                   {"micro_batch": 0}, {"pass_tokens": 0}, {"beta1": 1.0}, {"beta2": -0.1}])
 def test_a_recipe_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Recipe(**wrong)
+
+
+def test_one_pass_updates_refuse_what_needs_the_whole_gradient():
+    for wrong in {"batch": 32, "micro_batch": 8}, {"batch": 4, "micro_batch": 4, "clip": 1.0}:
+        with pytest.raises(ValueError, match="micro_batch must be at least batch .* clip inf"):
+            Recipe(**{"clip": float("inf"), "inside_backward": True} | wrong)
 
 
 def test_records_are_json(model):
