@@ -10,6 +10,7 @@ import torch
 
 from minialign.data import Batch
 from minialign.methods import METHODS
+from minialign.stats import show
 from minialign.studies import plots
 from minialign.studies.dft import FloorOnly
 from minialign.studies.lab import HOLDS, NOT, OPEN, Difference, Findings, Lab
@@ -58,11 +59,13 @@ def exact_u(lab: Lab) -> Findings:
     early, late = (Difference(data["γ 0.9"], data["γ 1"], mark) for mark in ("error_paper", "error_last"))
     floor = Difference(data["γ 0.9"], data["floor, no memory"], "error_last")
     if early.below() and late.below():
-        verdict = HOLDS if floor.below() else "holds only because of the floor under u"
+        verdict = HOLDS if floor.below() else "holds, but a floor without memory does no worse"
     else:
         verdict = NOT if early.above() or late.above() else OPEN
-    sentence = (f"Error of log u, γ = 0.9 minus γ = 1: {early} after the {PAPER} visits of the paper's runs, {late} after "
-                f"{VISITS}; γ = 0.9 minus a constant floor without memory: {floor} after {VISITS}.")
+    size = {mark: show(data["γ 1"][mark]) for mark in ("error_paper", "error_last")}
+    sentence = (f"After the {PAPER} visits of the paper's runs log u is off by {size['error_paper']} nats (root mean square) at "
+                f"γ = 1, and γ = 0.9 changes that by {early}; after {VISITS} visits by {size['error_last']} and {late}. Against a "
+                f"constant floor without memory γ = 0.9 then is off by {floor} more.")
     lines = {name: [[(visit + 1, rms(errors)) for visit, errors in enumerate(w[name])] for w in watched] for name in data}
     return Findings(data, verdict, sentence, lambda out: plots.curves(
         {"error of log u (root mean square) ↓": lines}, f"How well does u know its sum over {ANSWERS} answers?", out, "exact_u",
