@@ -64,8 +64,8 @@ def exact_u(lab: Lab) -> Findings:
         verdict = NOT if early.above() or late.above() else OPEN
     size = {mark: show(data["γ 1"][mark]) for mark in ("error_paper", "error_last")}
     sentence = (f"After the {PAPER} visits of the paper's runs log u is off by {size['error_paper']} nats (root mean square) at "
-                f"γ = 1, and γ = 0.9 changes that by {early}; after {VISITS} visits by {size['error_last']} and {late}. Against a "
-                f"constant floor without memory γ = 0.9 then is off by {floor} more.")
+                f"γ = 1, and γ = 0.9 changes that by {early}; after {VISITS} visits by {size['error_last']} and {late}. Against "
+                f"a constant floor without memory γ = 0.9 then is off by {floor} more.")
     lines = {name: [[(visit + 1, rms(errors)) for visit, errors in enumerate(w[name])] for w in watched] for name in data}
     return Findings(data, verdict, sentence, lambda out: plots.curves(
         {"error of log u (root mean square) ↓": lines}, f"How well does u know its sum over {ANSWERS} answers?", out, "exact_u",
