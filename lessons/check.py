@@ -195,3 +195,61 @@ def score(function: Callable) -> str:
         "that is the probability. Its logarithm was asked for, the sum and not the product.":
             lambda z, tokens, mask: torch.tensor(total(z, tokens, places(mask))).exp(),
     }}, "shifted by one, masked, and it does not overflow. That is all a method ever sees of a model.")
+
+
+# ---------------------------------------------------------------------------------------------------- 02: push
+
+def push(function: Callable) -> str:
+    """∂loss/∂z for loss = −Σ weights · log-prob: logits (T, V), tokens (T,), weights (T,), 0 on padding."""
+    draw = torch.Generator().manual_seed(2)
+    cases = []
+    for answer, padding, V in (7, 3, 5), (4, 0, 6):
+        z = 2 * torch.randn(answer + padding, V, generator=draw, dtype=torch.float64)
+        z[1] += 900                             # exp(900) overflows
+        y = torch.randint(V, (answer + padding,), generator=draw)
+        weights = torch.randn(answer + padding, generator=draw, dtype=torch.float64)
+        weights[answer:] = 0
+        cases.append((z, y, weights))
+
+    def differences(z, y, weights) -> dict:
+        """From the definition of a derivative, without the formula that is asked for."""
+        def loss(z):
+            return -(weights * (z.gather(1, y[:, None])[:, 0] - z.logsumexp(1))).sum()
+
+        gradient, step = torch.empty_like(z), 1e-4
+        for t, v in itertools.product(*map(range, z.shape)):
+            nudge = torch.zeros_like(z)
+            nudge[t, v] = step
+            gradient[t, v] = (loss(z + nudge) - loss(z - nudge)) / (2 * step)
+        return {"gradient": gradient}
+
+    def softmax(z):
+        return z.softmax(-1)
+
+    def onehot(z, y):
+        return torch.eye(z.shape[1], dtype=z.dtype)[y]
+
+    return grade(function, cases, differences, {"gradient": {
+        "right up to the sign: this is where the logits should go. The gradient points the other way, to where the loss grows.":
+            lambda z, y, w: w[:, None] * (onehot(z, y) - softmax(z)),
+        "the weights are missing: this is softmax − onehot, the gradient for weights of 1.":
+            lambda z, y, w: softmax(z) - onehot(z, y),
+        "you divided by the number of rows, padding included. The weights already hold whatever is to be divided by.":
+            lambda z, y, w: w[:, None] * (softmax(z) - onehot(z, y)) / len(y),
+        "you divided by the number of answer tokens. The weights already hold whatever is to be divided by.":
+            lambda z, y, w: w[:, None] * (softmax(z) - onehot(z, y)) / (w != 0).sum(),
+        "the weight multiplies the one-hot row alone. It belongs to the whole bracket: (softmax − onehot).":
+            lambda z, y, w: softmax(z) - w[:, None] * onehot(z, y),
+        "the weight multiplies the softmax alone. It belongs to the whole bracket: (softmax − onehot).":
+            lambda z, y, w: w[:, None] * softmax(z) - onehot(z, y),
+        "the one-hot row is missing: this pushes everything down and nothing up.":
+            lambda z, y, w: w[:, None] * softmax(z),
+        "only the token's own logit moves: the softmax, what all others pay, is missing.":
+            lambda z, y, w: -w[:, None] * onehot(z, y),
+        "these are log-probs minus onehot. The slope of logsumexp is the softmax itself.":
+            lambda z, y, w: w[:, None] * (z.log_softmax(-1) - onehot(z, y)),
+        "the softmax runs over time. A distribution is one row: over the vocabulary, dim −1.":
+            lambda z, y, w: w[:, None] * (z.softmax(0) - onehot(z, y)),
+        "only the sign of the weights is used. Their size counts as well.":
+            lambda z, y, w: w.sign()[:, None] * (softmax(z) - onehot(z, y)),
+    }}, "weights · (softmax − onehot). Every method here goes through this line; only the weights differ.")

@@ -43,8 +43,15 @@ def right_score(z, tokens, is_answer, shift=1):
     return [(log_p[t - shift, tokens[t]], bool(is_answer[t]), bool(is_answer[t - 1])) for t in range(1, len(tokens))]
 
 
+def right_push(z, y, weights):
+    z = z.clone().requires_grad_()
+    (-(z.log_softmax(1).gather(1, y[:, None])[:, 0] * weights).sum()).backward()
+    return z.grad
+
+
 # {grader: what solves it}
 SOLVED = {
+    "push": right_push,
     "score": lambda *row: sum(logp for logp, here, _ in right_score(*row) if here),
 }
 
@@ -60,6 +67,18 @@ WRONG = {
         (lambda *row: sum(logp for logp, here, _ in right_score(*row) if here).exp(), "that is the probability"),
         (lambda z, y, m: (z[:-1].exp() / z[:-1].exp().sum(-1, True)).log().gather(1, y[1:, None])[m[1:]].sum(), "overflow"),
         (lambda z, y, m: z[:-1].log_softmax(-1).gather(1, y[1:, None])[:, 0][m[1:]], "its shape is"),
+    ],
+    "push": [
+        (lambda z, y, w: -right_push(z, y, w), "up to the sign"),
+        (lambda z, y, w: right_push(z, y, w) / len(y), "number of rows, padding included"),
+        (lambda z, y, w: right_push(z, y, w) / (w != 0).sum(), "number of answer tokens"),
+        (lambda z, y, w: 2 * right_push(z, y, w), "yours is 2 times"),
+        (lambda z, y, w: right_push(z, y, torch.ones_like(w)), "the weights are missing"),
+        (lambda z, y, w: right_push(z, y, (w != 0).double()), "numbers are off"),
+        (lambda z, y, w: w[:, None] * (z.softmax(0) - torch.eye(z.shape[1])[y]), "the softmax runs over time"),
+        (lambda z, y, w: right_push(z, y, w.roll(1)), "numbers are off"),
+        (lambda z, y, w: w[:, None] * (z.exp() / z.exp().sum(1, True)), "inf or a nan"),
+        (lambda z, y, w: w * (z.softmax(-1) - torch.eye(z.shape[1])[y]), "RuntimeError"),
     ],
 }
 
