@@ -60,10 +60,12 @@ def stack(answers, kept, y: float, marks: dict, color: str) -> None:
     answers.barh(y, wrong, left=right, color=WRONG, height=0.72, hatch="///", edgecolor="#b5483a", linewidth=0)
     answers.barh(y, garbage, left=right + wrong, color=GARBAGE, height=0.72)
     answers.plot(marks["right"], [y] * len(marks["right"]), "o", color="white", markeredgecolor="black", markersize=3.5)
-    inside = min([right, *marks["right"]]) > 0.13                       # else no room before the dots: behind them
-    x, color_of_text, halo = (0.012, "white", 0) if inside else (max(marks["right"]) + 0.02, "black", 3)
-    answers.text(x, y, f"{right:.2f}", va="center", color=color_of_text, fontsize=8.5, fontweight="bold",
-                 path_effects=[withStroke(linewidth=halo, foreground="white")] if halo else None)
+    x = 0.012
+    for dot in sorted(marks["right"]):                                  # the number stands in the first gap between the dots
+        x = dot + 0.02 if dot < x + 0.1 else x
+    inside = x + 0.09 < right
+    answers.text(x, y, f"{right:.2f}", va="center", color="white" if inside else "black", fontsize=8.5, fontweight="bold",
+                 path_effects=None if inside else [withStroke(linewidth=3, foreground="white")])
     kept.plot(marks["skill"], [y + 0.14] * len(marks["skill"]), "o", color=color, markersize=4.5)
     kept.plot(marks["agree"], [y - 0.14] * len(marks["agree"]), "D", color="white", markeredgecolor=color, markersize=4.5)
 
