@@ -253,3 +253,95 @@ def push(function: Callable) -> str:
         "only the sign of the weights is used. Their size counts as well.":
             lambda z, y, w: w.sign()[:, None] * (softmax(z) - onehot(z, y)),
     }}, "weights · (softmax − onehot). Every method here goes through this line; only the weights differ.")
+
+
+# ---------------------------------------------------------------------------------------------------- 03: the chunked backward
+
+def backward(function: Callable) -> str:
+    """d_h and d_W for loss = −Σ weights · log-prob from h (N, C), W (V, C), targets, logsumexps, weights and a chunk size."""
+    draw = torch.Generator().manual_seed(3)
+    cases = []
+    for N, C, V, chunk in (7, 3, 5, 3), (4, 2, 6, 4), (5, 4, 3, 9):
+        h, W = (torch.randn(n, C, generator=draw, dtype=torch.float64) for n in (N, V))
+        targets, weights = torch.randint(V, (N,), generator=draw), torch.randn(N, generator=draw, dtype=torch.float64)
+        cases.append((h, W, targets, (h @ W.T).logsumexp(-1), weights, chunk))
+
+    def loss(h, W, targets, weights):
+        z = h @ W.T
+        return -(weights * (z.gather(1, targets[:, None])[:, 0] - z.logsumexp(-1))).sum()
+
+    def differences(h, W, targets, lse, weights, chunk) -> dict:
+        slopes = {}
+        for name, x in ("d_h", h), ("d_W", W):
+            slopes[name] = torch.empty_like(x)
+            for place in itertools.product(*map(range, x.shape)):
+                ends = []
+                for step in 1e-5, -1e-5:
+                    moved = x.clone()
+                    moved[place] += step
+                    ends.append(loss(moved, W, targets, weights) if x is h else loss(h, moved, targets, weights))
+                slopes[name][place] = (ends[0] - ends[1]) / 2e-5
+        return slopes
+
+    def mistaken(name, d_logits=lambda p, onehot, w, chunk: w[:, None] * (p - onehot), rows=lambda N, chunk: range(N)):
+        """The gradient `name` of the big matrices, with other d_logits or summed over other rows."""
+        def value(h, W, targets, lse, weights, chunk):
+            onehot = torch.eye(len(W), dtype=W.dtype)[targets]
+            d = d_logits((h @ W.T - lse[:, None]).exp(), onehot, weights, chunk)
+            only = torch.zeros(len(h), 1, dtype=h.dtype)
+            only[list(rows(len(h), chunk))] = 1
+            return (d * only) @ W if name == "d_h" else (d * only).T @ h
+        return value
+
+    def both(name):
+        return {
+            "right up to the sign: weights are minus the slope of the loss, so d_logits = weights · (softmax − onehot).":
+                mistaken(name, lambda p, onehot, w, chunk: -w[:, None] * (p - onehot)),
+            "the weights are missing.": mistaken(name, lambda p, onehot, w, chunk: p - onehot),
+            "every chunk uses the weights of the first one. They are sliced like the rows.":
+                mistaken(name, lambda p, onehot, w, chunk: w[torch.arange(len(w)) % chunk, None] * (p - onehot)),
+            "the one-hot rows are missing.": mistaken(name, lambda p, onehot, w, chunk: w[:, None] * p),
+            "the last chunk is left out where it is shorter than the others.":
+                mistaken(name, rows=lambda N, chunk: range(N // chunk * chunk)),
+            "only the first chunk is there. Did the loop end early?":
+                mistaken(name, rows=lambda N, chunk: range(min(chunk, N))),
+        }
+
+    return grade(function, cases, differences, {
+        "d_h": both("d_h"),
+        "d_W": {"only the last chunk is in it. It is a sum over all rows, so chunks add to it.":
+                mistaken("d_W", rows=lambda N, chunk: range((N - 1) // chunk * chunk, N)), **both("d_W")},
+    }, "every row once, whatever the chunk. A vocabulary of any size now fits.")
+
+
+# ---------------------------------------------------------------------------------------------------- 06: discriminate
+
+def silent_bug(function: Callable) -> str:
+    """Autograd's push down on a negative where u was not held fixed, as a multiple of eq. 8's: of gamma, tau and K."""
+    cases = [(0.9, 0.7, 3), (0.35, 1.0, 2), (0.6, 1.4, 5)]
+
+    def autograd(gamma, tau, K) -> dict:
+        draw = torch.Generator().manual_seed(K)
+        s, log_ref = (torch.randn(K, generator=draw, dtype=torch.float64) for _ in range(2))
+        s.requires_grad_()
+        w = (s / tau - log_ref).exp()
+        u = (1 - gamma) * 0.8 + gamma * w.mean()
+        slope = torch.autograd.grad(tau * u.log(), s)[0]                # F has no other s_j in it
+        return {"factor": (slope / (w / (K * u)).detach()).mean()}
+
+    return grade(function, cases, autograd, {"factor": {
+        "no factor would mean no bug. u itself depends on s_j: follow it through the line that updates u.":
+            lambda gamma, tau, K: 1.0,
+        "upside down: autograd sees only a part of what u would have to change, so its push is too small.":
+            lambda gamma, tau, K: 1 / gamma,
+        "that is the share of the old u, which does not depend on s_j at all. Which share does?":
+            lambda gamma, tau, K: 1 - gamma,
+        "the τ in front of the logarithm and the 1/τ inside the exponential cancel; one of them is missing.":
+            lambda gamma, tau, K: gamma / tau,
+        "you kept the τ in front of the logarithm and lost the 1/τ inside the exponential.":
+            lambda gamma, tau, K: gamma * tau,
+        "the mean's 1/K is in ω_j already (eq. 8), so it does not show in the ratio.":
+            lambda gamma, tau, K: gamma / K,
+        "right up to the sign: ω_j counts pushes down as positive, and so does this ratio.":
+            lambda gamma, tau, K: -gamma,
+    }}, "γ. With γ = 0.9 nobody would notice 10 % less push; the release stops the gradient, and so do we.")

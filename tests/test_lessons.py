@@ -49,10 +49,31 @@ def right_push(z, y, weights):
     return z.grad
 
 
+def right_backward(h, W, y, lse, weights, chunk):
+    h, W = h.clone().requires_grad_(), W.clone().requires_grad_()
+    (-((h @ W.T).log_softmax(1).gather(1, y[:, None])[:, 0] * weights).sum()).backward()
+    return h.grad, W.grad
+
+
+def chunked_backward(h, W, y, lse, weights, chunk, skip_short=False, first_weights=False, overwrite=False):
+    d_h, d_W = torch.zeros_like(h), torch.zeros_like(W)
+    for i in range(0, len(h), chunk):
+        part = slice(i, i + chunk)
+        if skip_short and len(h[part]) < chunk:
+            break
+        w = weights[: len(h[part])] if first_weights else weights[part]
+        d_z = w[:, None] * ((h[part] @ W.T - lse[part, None]).exp() - torch.eye(len(W), dtype=W.dtype)[y[part]])
+        d_h[part] = d_z @ W
+        d_W = d_z.T @ h[part] + (0 if overwrite else d_W)
+    return d_h, d_W
+
+
 # {grader: what solves it}
 SOLVED = {
+    "backward": right_backward,
     "push": right_push,
     "score": lambda *row: sum(logp for logp, here, _ in right_score(*row) if here),
+    "silent_bug": lambda gamma, tau, K: gamma,
 }
 
 # {grader: [(what a reader might write, a piece of what must be said)]}
@@ -68,6 +89,16 @@ WRONG = {
         (lambda z, y, m: (z[:-1].exp() / z[:-1].exp().sum(-1, True)).log().gather(1, y[1:, None])[m[1:]].sum(), "overflow"),
         (lambda z, y, m: z[:-1].log_softmax(-1).gather(1, y[1:, None])[:, 0][m[1:]], "its shape is"),
     ],
+    "backward": [
+        (lambda *x: tuple(-d for d in right_backward(*x)), "d_h: right up to the sign"),
+        (lambda *x: (right_backward(*x)[0], -right_backward(*x)[1]), "d_h is right. d_W: right up to the sign"),
+        (lambda *x: chunked_backward(*x, overwrite=True), "d_h is right. d_W: only the last chunk is in it"),
+        (lambda *x: chunked_backward(*x, skip_short=True), "the last chunk is left out"),
+        (lambda *x: chunked_backward(*x, first_weights=True), "every chunk uses the weights of the first"),
+        (lambda h, W, y, lse, w, c: right_backward(h, W, y, lse, torch.ones_like(w), c), "the weights are missing"),
+        (lambda *x: right_backward(*x)[::-1], "its shape is"),
+        (lambda *x: right_backward(*x)[0], "it should return d_h, d_W"),
+    ],
     "push": [
         (lambda z, y, w: -right_push(z, y, w), "up to the sign"),
         (lambda z, y, w: right_push(z, y, w) / len(y), "number of rows, padding included"),
@@ -79,6 +110,16 @@ WRONG = {
         (lambda z, y, w: right_push(z, y, w.roll(1)), "numbers are off"),
         (lambda z, y, w: w[:, None] * (z.exp() / z.exp().sum(1, True)), "inf or a nan"),
         (lambda z, y, w: w * (z.softmax(-1) - torch.eye(z.shape[1])[y]), "RuntimeError"),
+    ],
+    "silent_bug": [
+        (lambda gamma, tau, K: 1, "no factor would mean no bug"),
+        (lambda gamma, tau, K: 1 / gamma, "upside down"),
+        (lambda gamma, tau, K: 1 - gamma, "the share of the old u"),
+        (lambda gamma, tau, K: gamma / tau, "one of them is missing"),
+        (lambda gamma, tau, K: gamma * tau, "lost the 1/τ"),
+        (lambda gamma, tau, K: gamma / K, "in ω_j already"),
+        (lambda gamma, tau, K: -gamma, "up to the sign"),
+        (lambda gamma, tau, K: torch.full((K,), gamma), "its shape is (3,)"),
     ],
 }
 
