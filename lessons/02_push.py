@@ -110,7 +110,7 @@ for (r, c), move in [((r, c), float(moves[r, c])) for r in range(len(rows)) for 
     heat.text(c, r, f"{move:+.2f}" if abs(move) > 0.005 else "0", ha="center", va="center", fontsize=11,
               color="white" if abs(move) > 0.6 else "black")
     heat.add_patch(plt.Rectangle((targets[r] - 0.48, r - 0.46), 0.96, 0.92, fill=False, linewidth=2))
-heat.set_yticks(range(len(rows)), [f"weight {w:+.0f} on “{token}”".replace("-", "−") if w else f"weight 0 on “{token}”" for token, w in rows])
+heat.set_yticks(range(len(rows)), [f"weight {w:g} on “{token}”".replace("-", "−") for token, w in rows])
 heat.set_xticks(range(6), [f"“{name}”" for name in names])
 for r in range(len(rows)):
     heat.text(5.6, r, f"Σ = {abs(float(moves[r].sum())):.0f}", va="center", fontsize=11)
