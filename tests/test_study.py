@@ -84,7 +84,7 @@ OPPOSITES = [   # study, marks by setting, verdict, and what else must change wi
     ("asft_vs_dpo", {"dpo": {"bad_logp_change": -20}}, HOLDS),
     ("asft_vs_dpo", {"asft": {"bad_logp_change": -20}}, NOT),
     ("balance", {"base": {"right": 0.3, "wrong": 0.6}},
-     "holds only for gradients with respect to probabilities, and only for DPO's half"),
+     "holds only for DPO and only for gradients with respect to probabilities"),
     ("balance", {"base": {"right": 0.6, "wrong": 0.3}}, NOT),
     ("beta", {}, HOLDS),
     ("beta", {"noisy β 1": {"right": 0.2}}, "holds only if labels are right"),

@@ -17,32 +17,40 @@ from minialign.studies.lab import (
     Lab,
     by_condition,
     quick,
+    rates,
     sft_and_control,
+    tuned,
 )
 
 
 def asft_vs_dpo(lab: Lab) -> Findings:
-    data = lab.run(sft_and_control() | {name: Run(name, persona=None) for name in ("asft", "orpo", "dpo")})
+    fixed = {name: Run(name, persona=None) for name in ("asft", "orpo", "dpo")}
+    best = tuned(lab, {name: fixed[name] for name in ("asft", "dpo")})
+    data = lab.run(sft_and_control() | fixed | {f"{name} tuned": run for name, run in best.items()})
     for marks in data.values():
-        if "curve" in marks:            # how many nats more the rejected answer lost than the chosen one gained
+        if "good_logp_change" in marks:     # how many nats more the rejected answer lost than the chosen one gained
             marks["excess"] = [-bad - good for good, bad in zip(marks["good_logp_change"], marks["bad_logp_change"], strict=True)]
-    kept, less = (Difference(data["asft"], data["dpo"], mark) for mark in ("good_logp_change", "excess"))
-    own = Difference(data["asft"], data["sft"], "excess")
-    fell = Difference(data["dpo"], data["asft"], "peak_lost")
+    less, less_tuned, own = (Difference(data[a], data[b], "excess")
+                             for a, b in (("asft", "dpo"), ("asft tuned", "dpo tuned"), ("asft", "sft")))
+    kept, fell = Difference(data["asft"], data["dpo"], "good_logp_change"), Difference(data["dpo"], data["asft"], "peak_lost")
     if less.below():
-        verdict = HOLDS if not own.above() else "holds only against DPO: SFT, which sees no rejected answer, lets it fall less"
+        verdict = "holds only at one learning rate for all" if not less_tuned.below() else HOLDS if not own.above() else \
+            "holds only against DPO: under SFT, which sees no rejected answer, it falls less"
     else:
         verdict = NOT if less.above() else OPEN
     mean = {name: plots.average(data[name]["excess"]) for name in ("dpo", "asft", "orpo", "sft")}
     sentence = ("Nats the rejected answer loses beyond what the chosen one gains: "
                 + ", ".join(f"{name} {value:.1f}" for name, value in mean.items())
-                + f"; asft − dpo {less}, asft − sft {own}. The chosen answer ends {kept} nats above DPO's, which falls "
-                f"{fell} further from its peak.")
+                + f"; asft against dpo {less}, against sft {own}; asft against dpo, each at its best learning rate "
+                f"({rates(best)}), {less_tuned}. The chosen answer ends {kept} nats above DPO's, which falls {fell} further "
+                "from its peak.")
     marks = MARKS | {"peak_lost": ("lost from its peak", 2), "excess": ("excess", 1)}
+    shown = {name: data[name] for name in ("sft", "orpo", "asft", "dpo", "dpo tuned")}
     return Findings(data, verdict, sentence, lambda out: plots.curves(
-        {"log-prob of the chosen answer (held out) ↑": plots.of_training(data, 1),
-         "log-prob of the rejected answer (held out)": plots.of_training(data, 2)},
-        "Labelled pairs: does the chosen answer stay up while the rejected one falls?", out, "asft_vs_dpo"), marks)
+        {"log-prob of the chosen answer (held out) ↑": plots.of_training(shown, 1),
+         "log-prob of the rejected answer (held out)": plots.of_training(shown, 2)},
+        "Labelled pairs: does the chosen answer stay up while the rejected one falls?", out, "asft_vs_dpo",
+        colors={"dpo tuned": "#e7a6cb"}), marks)
 
 
 def beta(lab: Lab) -> Findings:

@@ -14,6 +14,7 @@ import torch
 from minialign.arena import Run
 from minialign.data import Batch
 from minialign.methods import METHODS
+from minialign.stats import show
 from minialign.studies import plots
 from minialign.studies.lab import HOLDS, NOT, OPEN, Difference, Findings, Lab, sft_and_control
 
@@ -43,22 +44,20 @@ def balance(lab: Lab) -> Findings:
             for i, space in enumerate(("p", "log")):
                 data[name][f"{space}_{place}"] = [ratio[i] for ratio in ratios]
     even = {mark: [1.0] * len(lab.seeds) for mark in ("p_halfway", "log_halfway")}
-    dpo_p, dpo_log, asft_p, asft_log = (Difference(data[name], even, f"{space}_halfway")
-                                        for name in ("dpo", "asft") for space in ("p", "log"))
+    dpo_p, dpo_log = (Difference(data["dpo"], even, f"{space}_halfway") for space in ("p", "log"))
     off = {name: abs(math.log(plots.average(data[name]["p_halfway"]))) for name in ("dpo", "asft")}
+    limits = ["for DPO"] * (off["asft"] > off["dpo"]) + ["for gradients with respect to probabilities"] * (not dpo_log.above())
     if dpo_p.above():
-        verdict = HOLDS if dpo_log.above() else "holds only for gradients with respect to probabilities"
-        verdict += ", and only for DPO's half" * (off["asft"] > off["dpo"])
+        verdict = "holds only " + " and only ".join(limits) if limits else HOLDS
     else:
         verdict = NOT if dpo_p.below() else OPEN
     moved = ", ".join(f"{name} {plots.average(data[name]['good_logp_change']):+.1f} and "
                       f"{plots.average(data[name]['bad_logp_change']):+.1f}" for name in ("sft", "asft", "dpo"))
-    grows = {name: " to ".join(f"{plots.average(data[name][f'p_{place}']):.2f}" for place in ("start", "halfway"))
-             for name in PAIRS}
-    sentence = ("Gradient on the rejected answer over that on the chosen one, in probabilities, from the start to halfway, where "
-                f"right and wrong have changed places: DPO {grows['dpo']}, ASFT {grows['asft']}. Minus 1, which would be "
-                f"balance: DPO {dpo_p} in probabilities and {dpo_log} in log-probs, ASFT {asft_p} and {asft_log}. Training moved "
-                f"the log-probs of chosen and rejected by {moved}.")
+    p, at_start, log = ({name: show(data[name][mark], 2) for name in ("dpo", "asft")}
+                        for mark in ("p_halfway", "p_start", "log_halfway"))
+    sentence = ("Gradient on the rejected answer ÷ gradient on the chosen one (1 is balance), where training has made right and "
+                f"wrong change places: in probabilities DPO {p['dpo']} ({at_start['dpo']} at the start), ASFT {p['asft']}; in "
+                f"log-probs DPO {log['dpo']}, ASFT {log['asft']}. Training moved the log-probs of chosen and rejected by {moved}.")
     return Findings(data, verdict, sentence, lambda out: picture(data, out), SHOWN)
 
 
@@ -73,11 +72,11 @@ def picture(data: dict, out: Path) -> Path:
             axes[i].plot(ps, ys, color=plots.COLOR[name], linewidth=2.2)
             ends.append([(p, y, name, plots.COLOR[name]) for p, y in zip(ps, ys, strict=True) if 2.2e-3 < y < 60][-1])
         axes[i].axhline(1, color="#999999", linewidth=0.9, linestyle=(0, (4, 3)))
-        axes[i].text(0.02, 1.08, "balanced", fontsize=8.5, color="#555555")
+        axes[i].text(0.98, 1.12, "balanced", ha="right", fontsize=8.5, color="#555555")
         axes[i].set(yscale="log", ylim=(2e-3, 60), xlim=(0, 1), xlabel="p(chosen) = 1 − p(rejected)", ylabel=ylabel, title=title)
         plots.clean(axes[i])
         for x, y, name, color in ends:
-            axes[i].annotate(name, (x, y), xytext=(-5, 0) if y < 3e-3 else (5, 0), textcoords="offset points", color=color,
+            axes[i].annotate(name, (x, y), xytext=(-5, 0) if y < 3e-3 else (9, 0), textcoords="offset points", color=color,
                              ha="right" if y < 3e-3 else "left", va="bottom" if y < 3e-3 else "center", fontsize=9,
                              annotation_clip=False)
     names = [name for name in ("dpo", "orpo", "asft", "sft") if name in data]

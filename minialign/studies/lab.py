@@ -12,6 +12,7 @@ HOLDS, NOT, OPEN = "holds", "does not hold here", "undecided with these seeds"
 ONLY_TRAINED = "holds only if nothing counts but the questions trained for"
 CONDITIONS = {"clean": 0.0, "noisy": 0.3}       # share of wrong labels
 TITLES = {"clean": "every label right", "noisy": "30 % of the labels wrong"}
+RATES, N_TUNING = (2e-4, 5e-4, 1e-3), 2         # learning rates a method may choose from, on so many seeds
 SMALL = 0.03                        # a share of answers that we call no difference
 CONTROL = "sft x3"                  # SFT with three times the updates: what negatives cost in compute
 MARKS = {"right": ("right", 3), "wrong": ("known wrong", 3), "garbage": ("garbage", 3), "greedy": ("greedy", 3),
@@ -62,6 +63,20 @@ def with_more_marks(marks: dict) -> dict:
         more |= {"wanted_change": last[3] - first[3], "negatives_change": last[4] - first[4],
                  "peak_lost": max(point[1] for point in marks["curve"]) - last[1]}
     return {name: value for name, value in marks.items() if name != "info"} | more
+
+
+def tuned(lab: Lab, runs: dict[str, Run]) -> dict[str, Run]:
+    """The same runs, each at the learning rate with most right answers on seeds that are not judged on: the next ones."""
+    seeds = [max(lab.seeds) + 1 + i for i in range(N_TUNING)]
+    tries = {(label, rate): replace(run, recipe=replace(run.recipe, lr=rate)) for label, run in runs.items() for rate in RATES}
+    data = lab.run({f"{label} {rate}": run for (label, rate), run in tries.items()}, seeds)
+    best = {label: max(RATES, key=lambda rate: sum(data[f"{label} {rate}"]["right"])) for label in runs}    # noqa: B023
+    return {label: tries[label, rate] for label, rate in best.items()}
+
+
+def rates(runs: dict[str, Run]) -> str:
+    """The learning rates of `runs`, for a sentence."""
+    return ", ".join(f"{label} {run.recipe.lr:g}" for label, run in runs.items())
 
 
 class Difference:

@@ -8,21 +8,25 @@ from minialign.studies.lab import (
     CONDITIONS,
     CONTROL,
     HOLDS,
+    N_TUNING,
     NOT,
     ONLY_TRAINED,
     OPEN,
+    RATES,
     SMALL,
     TITLES,
     Better,
     Findings,
     Lab,
     by_condition,
+    rates,
     sft_and_control,
+    tuned,
 )
 
 RACERS = ("ift", "asft", "orpo", "dpop", "kto", "simpo", "simpo_sft", "spin", "dft", "dft2")   # the table's, and ours
 HYPER = {"kto": {"lambda_d": float(RECIPE.negatives)}}      # the DFT paper balances KTO's one good answer against B bad ones
-RATES, N_TUNING, TUNED = (2e-4, 5e-4, 1e-3), 2, ("sft", "dft", "simpo_sft", "spin")
+TUNED = ("sft", "dft", "simpo_sft", "spin")
 
 
 def judge(data: dict, rivals: list[str], dft: str = "dft") -> tuple[str, str]:
@@ -60,27 +64,19 @@ def methods(lab: Lab) -> Findings:
 
 
 def lr(lab: Lab) -> Findings:
-    """Tuned on seeds that are not judged on: the next ones."""
-    tuning = [max(lab.seeds) + 1 + i for i in range(N_TUNING)]
-    choices = {(c, name, rate): Run(name, HYPER.get(name, {}), noise, replace(RECIPE, lr=rate))
-               for c, noise in CONDITIONS.items() for name in TUNED for rate in RATES}
-    tuned = lab.run({" ".join(map(str, key)): run for key, run in choices.items()}, tuning)
-    best, runs = {}, {}
-    for c, noise in CONDITIONS.items():
-        for name in TUNED:
-            best[c, name] = max(RATES, key=lambda rate: sum(tuned[f"{c} {name} {rate}"]["right"]))  # noqa: B023
-            runs[f"{c} {name}"] = choices[c, name, RECIPE.lr]
-            runs[f"{c} {name} tuned"] = choices[c, name, best[c, name]]
-            if name == "sft":
-                for label, rate in (("", RECIPE.lr), (" tuned", best[c, name])):
-                    runs[f"{c} {CONTROL}{label}"] = Run(name, {}, noise, replace(RECIPE, lr=rate, epochs=3 * RECIPE.epochs))
+    fixed = {f"{c} {name}": Run(name, HYPER.get(name, {}), noise) for c, noise in CONDITIONS.items() for name in TUNED}
+    best, runs = tuned(lab, fixed), {}
+    for label, run in fixed.items():
+        for suffix, choice in (("", run), (" tuned", best[label])):
+            runs[label + suffix] = choice
+            if run.method == "sft":
+                runs[f"{label} x3{suffix}"] = replace(choice, recipe=replace(choice.recipe, epochs=3 * choice.recipe.epochs))
     data = lab.run(runs)
     names = ["sft", CONTROL, *(name for name in TUNED if name not in ("sft", "dft"))]
     verdict, sentence = judge({name.removesuffix(" tuned"): data[name] for name in data if name.endswith("tuned")}, names)
-    fixed, _ = judge(data, names)
-    rates = "; ".join(f"{c}: " + ", ".join(f"{name} {best[c, name]:g}" for name in TUNED) for c in CONDITIONS)
-    sentence += (f" At the fixed {RECIPE.lr:g}: {fixed}. Best of {', '.join(f'{rate:g}' for rate in RATES)} by right answers on "
-                 f"seeds {tuning[0]} and {tuning[-1]}: {rates}.")
+    at_fixed, _ = judge(data, names)
+    sentence += (f" At the fixed {RECIPE.lr:g}: {at_fixed}. Best of {', '.join(f'{rate:g}' for rate in RATES)} by right answers "
+                 f"on {N_TUNING} other seeds: {rates(best)}.")
     colors = {f"{name} tuned": plots.COLOR[name] for name in (*TUNED, CONTROL)} | {name: plots.COLOR[name] for name in TUNED}
     return Findings(data, verdict, sentence, lambda out: plots.bars(
         by_condition(data), f"Does its own best learning rate change the picture? (fixed: {RECIPE.lr:g})", out, "lr", colors))
