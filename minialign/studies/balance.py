@@ -57,7 +57,7 @@ def balance(lab: Lab) -> Findings:
                         for mark in ("p_halfway", "p_start", "log_halfway"))
     sentence = ("Gradient on the rejected answer ÷ gradient on the chosen one (1 is balance), where training has made right and "
                 f"wrong change places: in probabilities DPO {p['dpo']} ({at_start['dpo']} at the start), ASFT {p['asft']}; in "
-                f"log-probs DPO {log['dpo']}, ASFT {log['asft']}. Training moved the log-probs of chosen and rejected by {moved}.")
+                f"log-probs DPO {log['dpo']}, ASFT {log['asft']}. Training moved log-probs of chosen and rejected by {moved}.")
     return Findings(data, verdict, sentence, lambda out: picture(data, out), SHOWN)
 
 
