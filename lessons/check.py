@@ -25,6 +25,7 @@ from torch import Tensor
 from minialign import plot, small, tasks
 from minialign.model import Transformer
 from minialign.tokens import byte_tokenizer
+from toy import lake as lakes
 
 OUT = Path(__file__).parent.parent / "out"
 BLANK, WRONG, RIGHT = "STILL BLANK", "NOT YET", "RIGHT"
@@ -345,3 +346,53 @@ def silent_bug(function: Callable) -> str:
         "right up to the sign: ω_j counts pushes down as positive, and so does this ratio.":
             lambda gamma, tau, K: -gamma,
     }}, "γ. With γ = 0.9 nobody would notice 10 % less push; the release stops the gradient, and so do we.")
+
+
+# ---------------------------------------------------------------------------------------------------- 07: the lake
+
+def success(function: Callable) -> str:
+    """Chance to reach a goal, of P (S, 4, S), a policy (S, 4), ends and goals (S,), start (S,)."""
+    draw = torch.Generator().manual_seed(7)
+    cases = []
+    for rows in ("SFFF", "FHFH", "FFFF", "HFGF"), ("FFSH", "GFFF", "FHFG"), ("FSFFG", "FHFHF"):
+        lake = lakes.make(rows, slippery=True)
+        cases.append((lake.P, (1.5 * torch.randn(lake.P.shape[:2], generator=draw, dtype=torch.float64)).softmax(-1),
+                      lake.ends, lake.goals, lake.start))
+
+    def values(P, policy, ends, goals, _, discount=1.0) -> Tensor:
+        """From every cell one can stand on: move, and move again, 4096 times; an end keeps whoever is there."""
+        moves = discount * (policy[:, :, None] * P).sum(1)
+        moves = torch.where(ends[:, None], torch.eye(len(ends), dtype=moves.dtype), moves)
+        return (torch.linalg.matrix_power(moves, 4096) @ goals.to(moves))[~ends]
+
+    def chance(P, policy, ends, goals, start, **changes) -> Tensor:
+        return values(P, policy, ends, goals, start, **changes) @ start[~ends]
+
+    def swapped(P, policy) -> tuple[Tensor, Tensor]:
+        """A lake whose moves are the transposed ones: its first action is all there is."""
+        moves = (policy[:, :, None] * P).sum(1).mT
+        return torch.stack([moves] * 4, 1), torch.full_like(policy, 0.25)
+
+    def greedy(policy) -> Tensor:
+        return torch.eye(4, dtype=policy.dtype)[policy.argmax(-1)]
+
+    return grade(function, cases, lambda *lake: {"success": chance(*lake)}, {"success": {
+        "holes count as goals in it: r is what leads onto a *goal*.":
+            lambda P, policy, ends, goals, start: chance(P, policy, ends, ends, start),
+        "that is the chance to drown: r is what leads onto a *goal*.":
+            lambda P, policy, ends, goals, start: chance(P, policy, ends, ends & ~goals, start),
+        "you averaged over all cells, ends included. A walk begins at the start.":
+            lambda *lake: values(*lake).sum() / len(lake[4]),
+        "you averaged over all cells one can stand on. A walk begins at the start.":
+            lambda *lake: values(*lake).mean(),
+        "that is v at the first cell. This walk does not begin there; `start` says where.":
+            lambda *lake: values(*lake)[0],
+        "you discounted by 0.99 per step. Success is success, however late.":
+            lambda *lake: chance(*lake, discount=0.99),
+        "you always took the likeliest action. The policy is a chance for each.":
+            lambda P, policy, ends, goals, start: chance(P, greedy(policy), ends, goals, start),
+        "you gave all four actions the same chance. The policy says how likely each is.":
+            lambda P, policy, ends, goals, start: chance(P, torch.full_like(policy, 0.25), ends, goals, start),
+        "rows and columns of the moves are swapped: a row is where you stand, a column where you get.":
+            lambda P, policy, ends, goals, start: chance(*swapped(P, policy), ends, goals, start),
+    }}, "one linear system in place of ten thousand walks.", rtol=1e-3)

@@ -68,12 +68,19 @@ def chunked_backward(h, W, y, lse, weights, chunk, skip_short=False, first_weigh
     return d_h, d_W
 
 
+def right_values(P, policy, ends, goals, *_):
+    moves = (policy[:, :, None] * P).sum(1)
+    Q = moves[~ends][:, ~ends]
+    return torch.linalg.lstsq(torch.eye(len(Q), dtype=Q.dtype) - Q, moves[~ends][:, goals].sum(1)[:, None]).solution[:, 0]
+
+
 # {grader: what solves it}
 SOLVED = {
     "backward": right_backward,
     "push": right_push,
     "score": lambda *row: sum(logp for logp, here, _ in right_score(*row) if here),
     "silent_bug": lambda gamma, tau, K: gamma,
+    "success": lambda *lake: right_values(*lake) @ lake[4][~lake[2]],
 }
 
 # {grader: [(what a reader might write, a piece of what must be said)]}
@@ -120,6 +127,21 @@ WRONG = {
         (lambda gamma, tau, K: gamma / K, "in ω_j already"),
         (lambda gamma, tau, K: -gamma, "up to the sign"),
         (lambda gamma, tau, K: torch.full((K,), gamma), "its shape is (3,)"),
+    ],
+    "success": [
+        (lambda P, p, ends, goals, start: right_values(P, p, ends, ends) @ start[~ends], "holes count as goals"),
+        (lambda P, p, ends, goals, start: right_values(P, p, ends, ends & ~goals) @ start[~ends], "chance to drown"),
+        (lambda P, p, ends, goals, start: right_values(P, p, ends, goals).mean(), "all cells one can stand on"),
+        (lambda P, p, ends, goals, start: right_values(P, p, ends, goals).sum() / len(start), "ends included"),
+        (lambda P, p, ends, goals, start: right_values(P, p, ends, goals)[0], "at the first cell"),
+        (lambda P, p, ends, goals, start: right_values(0.99 * P, p, ends, goals) @ start[~ends], "discounted"),
+        (lambda P, p, *lake: right_values((p[:, :, None] * P).sum(1).T[:, None], 0 * p[:, :1] + 1, *lake) @ lake[2][~lake[0]],
+         "rows and columns"),
+        (lambda P, p, ends, goals, start: right_values(P, 0 * p + 0.25, ends, goals) @ start[~ends], "the same chance"),
+        (lambda P, p, *lake: right_values(P, torch.eye(4).double()[p.argmax(1)], *lake) @ lake[2][~lake[0]], "likeliest"),
+        (lambda P, p, ends, goals, start: right_values(P, p, ends, goals), "its shape is"),
+        (lambda P, p, ends, goals, start: torch.linalg.solve(torch.eye(len(start)) - (p[:, :, None] * P).sum(1), goals * 1.0)[0],
+         "your function stopped with"),
     ],
 }
 
