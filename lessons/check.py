@@ -315,6 +315,32 @@ def backward(function: Callable) -> str:
     }, "every row once, whatever the chunk. A vocabulary of any size now fits.")
 
 
+# ---------------------------------------------------------------------------------------------------- 04: the shared opening
+
+def prefix(function: Callable) -> str:
+    """How many tokens of a bad answer have the good answer's own log-probs: two lists of ids → a number."""
+    cases = [([9, 1, 7, 2, 7, 0], [9, 1, 3, 2, 7, 7, 0]),               # parts, then looks alike again
+             ([5, 5, 0], [5, 5, 5, 0]),                                 # the good one ends first
+             ([8, 4, 6, 6, 0], [8, 4, 0]),                              # the bad one ends first
+             ([3, 2, 0], [1, 2, 0]),                                    # nothing in common but the rest
+             ([6, 7, 0], [6, 7, 0])]                                    # the same answer
+
+    def common(good, bad) -> int:
+        return max(k for k in range(min(len(good), len(bad)) + 1) if good[:k] == bad[:k])
+
+    return grade(function, cases, lambda good, bad: {"prefix": common(good, bad)}, {"prefix": {
+        "you count equal tokens wherever they stand. After the first difference even the same token has another context.":
+            lambda good, bad: sum(g == b for g, b in zip(good, bad, strict=False)),
+        "you count tokens that occur in both, in whatever order. The log-prob of a token depends on all tokens before it.":
+            lambda good, bad: len(set(good) & set(bad)),
+        "one too many: the token where they part has the same context but is another token, with a log-prob of its own.":
+            lambda good, bad: common(good, bad) + 1,
+        "one too few. Do you count from 0, or leave out the last token they share?": lambda good, bad: common(good, bad) - 1,
+        "the end token is left out. It is a token like any other.": lambda good, bad: common(good[:-1], bad[:-1]),
+        "that is the length of the shorter answer; they part before.": lambda good, bad: min(len(good), len(bad)),
+    }}, "one opening, one set of log-probs. SFT cannot raise the one answer there without the other.")
+
+
 # ---------------------------------------------------------------------------------------------------- 06: discriminate
 
 def silent_bug(function: Callable) -> str:

@@ -74,8 +74,13 @@ def right_values(P, policy, ends, goals, *_):
     return torch.linalg.lstsq(torch.eye(len(Q), dtype=Q.dtype) - Q, moves[~ends][:, goals].sum(1)[:, None]).solution[:, 0]
 
 
+def right_prefix(good, bad):
+    return next((i for i, (g, b) in enumerate(zip(good, bad, strict=False)) if g != b), min(len(good), len(bad)))
+
+
 # {grader: what solves it}
 SOLVED = {
+    "prefix": right_prefix,
     "backward": right_backward,
     "push": right_push,
     "score": lambda *row: sum(logp for logp, here, _ in right_score(*row) if here),
@@ -95,6 +100,15 @@ WRONG = {
         (lambda *row: sum(logp for logp, here, _ in right_score(*row) if here).exp(), "that is the probability"),
         (lambda z, y, m: (z[:-1].exp() / z[:-1].exp().sum(-1, True)).log().gather(1, y[1:, None])[m[1:]].sum(), "overflow"),
         (lambda z, y, m: z[:-1].log_softmax(-1).gather(1, y[1:, None])[:, 0][m[1:]], "its shape is"),
+    ],
+    "prefix": [
+        (lambda good, bad: [g == b for g, b in zip(good, bad, strict=False)].count(True), "wherever they stand"),
+        (lambda good, bad: len([b for b in {*bad} if b in good]), "in whatever order"),
+        (lambda good, bad: right_prefix(good, bad) + 1, "one too many"),
+        (lambda good, bad: right_prefix(good, bad) - 1, "one too few"),
+        (lambda good, bad: right_prefix(good[:-1], bad[:-1]), "the end token is left out"),
+        (lambda good, bad: min(len(good), len(bad)), "length of the shorter"),
+        (lambda good, bad: "many", "numbers or tensors"),
     ],
     "backward": [
         (lambda *x: tuple(-d for d in right_backward(*x)), "d_h: right up to the sign"),
