@@ -100,7 +100,7 @@ class Exam:
         every token of the right answer must be the likeliest at its place.
         """
         rows = self.disputed.rows
-        hidden = model(rows.tokens).flatten(0, 1)[rows.source[0]]       # (B, T, C)
+        hidden = model(rows.tokens, rows.positions, rows.texts).flatten(0, 1)[rows.source[0]]       # (B, T, C)
         hit = (hidden @ model.head.T).argmax(-1) == rows.y[0]           # (B, T)
         return (hit | ~self.disputed.mask[0]).all(-1).float().mean().item()
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-from minialign.model import Config
-
 # ---------------------------------------------------------------------------------------------------- what a method sees
 
 @dataclass(frozen=True)
@@ -25,11 +23,15 @@ class Counts:
 
 @dataclass
 class Rows:
-    """What the network reads: R rows of L tokens, right-padded, and where in them the (A, B, T) response tokens are predicted."""
+    """What the network reads, and where in it the (A, B, T) response tokens are predicted.
+
+    Either R rows of L tokens, right-padded, prompt and answer on each; or one row of everything there is, each prompt once and
+    nothing padded, and `texts` that say what belongs together.
+    """
 
     tokens: Tensor              # (R, L) int
     positions: Tensor           # (R, L) int, restarting after the prompt for every answer
-    segments: Tensor | None     # (R, L) int: 0 prompt, 1.. answers, −1 padding; None when every row holds one answer
+    texts: Tensor | None        # (X, M) int, X texts prompt + answer: which of the R·L tokens; None when every row is a text
     y: Tensor                   # (A, B, T) int, the response tokens
     source: Tensor              # (A, B, T) int, which of the R·L hidden states predicts y
     mask: Tensor                # (A, B, T) bool, where y is a token of an answer
@@ -98,26 +100,9 @@ class Example:
     text: dict = field(default_factory=dict)    # the row it came from
 
 
-def shared_row_pays(examples: list[Example], config: Config) -> bool:
-    """Is one row per prompt cheaper than one row per answer? Multiply-adds of one layer, counted, padding included.
-
-    Sharing computes the prompt once, but its attention mask has blocks, and the masked attention computes the full L × L square
-    where the plain causal one computes half. So it pays for long prompts, many answers and wide models.
-    """
-    C, D = config.d_model, config.d_head
-    linear = 2 * C * D * (config.n_head + config.n_kv_head) + (3 if config.mlp == "swiglu" else 2) * C * config.d_mlp
-
-    def cost(lengths: list[int], part_of_square: float) -> float:
-        L = max(lengths)
-        return len(lengths) * L * (linear + 2 * part_of_square * L * D * config.n_head)
-
-    shared = [len(e.prompt) + sum(max(len(a) - 1, 0) for a in e.answers) for e in examples]
-    separate = [len(e.prompt) + len(a) - 1 for e in examples for a in e.answers if a]
-    return cost(shared, 1.0) < cost(separate, 0.5)
-
-
-def collate(examples: list[Example], shared: bool = False, counts: Counts | None = None) -> Batch:
-    """Examples → Batch. `shared`: one row per prompt with all its answers, else one row per answer. No log-prob depends on it.
+def collate(examples: list[Example], counts: Counts | None = None, shared: bool = True) -> Batch:
+    """Examples → Batch. `shared`: each prompt once for all its answers and no padding, else one padded row per answer, the plain
+    layout. No log-prob depends on it, and sharing never costs more: attention sees the same texts, all else fewer tokens.
 
     The last token of an answer is predicted but never read, so it is not on the row. The last prompt token predicts the first
     token of every answer; from then on each answer token predicts the next one.
@@ -135,7 +120,7 @@ def collate(examples: list[Example], shared: bool = False, counts: Counts | None
     rows = lay_out([(e.prompt, e.answers) for e in examples], A, T, shared)
     kl = {}
     if all(e.kl_answer for e in examples):
-        kl["kl_rows"] = lay_out([(e.prompt, [e.kl_answer]) for e in examples], 1, max(len(e.kl_answer) for e in examples), False)
+        kl["kl_rows"] = lay_out([(e.prompt, [e.kl_answer]) for e in examples], 1, max(len(e.kl_answer) for e in examples), shared)
         if all(e.kl_ref_logp is not None for e in examples):
             kl["kl_ref_logps"] = torch.tensor([e.kl_ref_logp for e in examples], dtype=torch.float64)
     return Batch(rows.mask, torch.tensor([e.index for e in examples]), **per_answer, counts=counts, rows=rows, **kl)
@@ -143,29 +128,29 @@ def collate(examples: list[Example], shared: bool = False, counts: Counts | None
 
 def lay_out(pairs: list[tuple[list[int], list[list[int]]]], A: int, T: int, shared: bool) -> Rows:
     """(prompt, answers) of every example → Rows: what stands where, and which hidden state predicts which response token."""
-    groups = []                                                 # per row: b, prompt, [(a, answer)]
-    for b, (prompt, answers) in enumerate(pairs):
-        present = [(a, answer) for a, answer in enumerate(answers) if answer]
-        groups += [(b, prompt, present)] if shared else [(b, prompt, [one]) for one in present]
-    L = max(len(prompt) + sum(len(answer) - 1 for _, answer in group) for _, prompt, group in groups)
-    tokens = torch.zeros(len(groups), L, dtype=torch.long)
-    positions = torch.zeros(len(groups), L, dtype=torch.long)
-    segments = torch.full((len(groups), L), -1)
+    tokens, positions, texts = [], [], []                       # flat, and per text the numbers of its tokens
     y = torch.zeros(A, len(pairs), T, dtype=torch.long)
     source = torch.zeros(A, len(pairs), T, dtype=torch.long)
     mask = torch.zeros(A, len(pairs), T, dtype=torch.bool)
-    for r, (b, prompt, group) in enumerate(groups):
-        P = len(prompt)
-        tokens[r, :P], positions[r, :P], segments[r, :P] = torch.tensor(prompt), torch.arange(P), 0
-        begin = P
-        for a, answer in group:
-            n = len(answer)
-            here = slice(begin, begin + n - 1)
-            tokens[r, here] = torch.tensor(answer[:-1], dtype=torch.long)
-            positions[r, here] = torch.arange(P, P + n - 1)
-            segments[r, here] = a + 1
+    L = max(len(prompt) + len(answer) - 1 for prompt, answers in pairs for answer in answers if answer)
+    for b, (prompt, answers) in enumerate(pairs):
+        P, prompt_at = len(prompt), None
+        for a, answer in enumerate(answers):
+            if not answer:
+                continue
+            if prompt_at is None or not shared:
+                prompt_at = range(len(tokens), len(tokens) + P)
+                tokens += prompt
+                positions += range(P)
+            n, begin = len(answer), len(tokens)
+            tokens += answer[:-1]
+            positions += range(P, P + n - 1)
+            texts.append([*prompt_at, *range(begin, begin + n - 1)])
             y[a, b, :n], mask[a, b, :n] = torch.tensor(answer), True
-            source[a, b, 0] = r * L + P - 1
-            source[a, b, 1:n] = r * L + torch.arange(begin, begin + n - 1)
-            begin += n - 1
-    return Rows(tokens, positions, segments if shared else None, y, source, mask)
+            source[a, b, :n] = torch.tensor(texts[-1][P - 1 :])
+            if not shared:                                      # fill the row up
+                tokens += [0] * (L - P - n + 1)
+                positions += [0] * (L - P - n + 1)
+    R = 1 if shared else len(texts)
+    read = torch.tensor(tokens).view(R, -1), torch.tensor(positions).view(R, -1)
+    return Rows(*read, torch.tensor([text + [0] * (L - len(text)) for text in texts]) if shared else None, y, source, mask)

@@ -10,7 +10,7 @@ from collections import Counter
 import torch
 from tqdm import tqdm
 
-from minialign.data import collate, shared_row_pays
+from minialign.data import collate
 from minialign.jsonl import load_examples
 from minialign.load import load_model
 from minialign.logps import batch_logps
@@ -23,7 +23,7 @@ def answer_logps(model, examples, batch_size: int, progress: bool = True) -> tup
     sums, lengths = [], []
     for i in tqdm(range(0, len(examples), batch_size), desc="log-probs", disable=not progress, leave=False):
         part = examples[i : i + batch_size]
-        batch = collate(part, shared_row_pays(part, model.config)).to(model.head.device)
+        batch = collate(part).to(model.head.device)
         l = batch_logps(model, batch).double().sum(-1).T.tolist()       # (b, A)
         if not all(math.isfinite(x) for row in l for x in row):
             raise FloatingPointError("the model's log-probs are not finite; its weights are damaged or overflow in this dtype")

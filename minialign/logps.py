@@ -14,9 +14,16 @@ from minialign.model import wide
 CHUNK_ELEMENTS = 2**24      # logits a chunk may hold: 64 MB in float32
 
 
-def score(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """hidden (N, C), weight (V, C), targets (N,) → log-probs of the targets (N,) and of all tokens (N, V), to push with."""
-    log_p = wide(hidden @ weight.T).log_softmax(-1)                     # (N, V)
+def score(hidden: Tensor, weight: Tensor, targets: Tensor, logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """hidden (N, C), weight (V, C), targets (N,) → log-probs of the targets (N,) and of all tokens (N, V), to push with.
+
+    No graph. `logits` (N, V) is memory to use; in float32 the log-probs take the logits' own place.
+    """
+    z = torch.mm(hidden, weight.T, out=logits)                          # (N, V)
+    if z.dtype == wide(z[:0]).dtype:
+        log_p = torch.log_softmax(z, -1, out=z)
+    else:
+        log_p = torch.log_softmax(z, -1, dtype=torch.float32)
     return log_p.gather(1, targets[:, None])[:, 0], log_p
 
 
@@ -34,29 +41,42 @@ def fused_pass(model, method, batch: Batch) -> tuple[Tensor, Tensor, dict[str, T
     at a time (for several at once if all theirs together are small).
     """
     batch = method.prepare(model, batch)
-    rows, head = batch.rows, model.head.detach()
-    hidden = model(method.inputs(model, batch), rows.positions, rows.segments)      # (R, L, C)
+    rows, head = batch.rows, model.head
+    hidden = model(method.inputs(model, batch), rows.positions, rows.texts)         # (R, L, C)
     states = hidden.detach().flatten(0, 1)                                          # (R·L, C)
+    loss, logps, info, d_states, d_head = head_pass(states, head.detach(), method, batch, head.requires_grad)
+    if d_head is not None:
+        head.grad = d_head.to(head.dtype) if head.grad is None else head.grad.add_(d_head)
+    hidden.backward(d_states.view_as(hidden).to(hidden.dtype))                      # the chain rule goes on into the network
+    return loss, logps, info
+
+
+def head_pass(states: Tensor, head: Tensor, method, batch: Batch, learn_head: bool = True):
+    """Score → weigh → push for hidden states (R·L, C): loss, log-probs, info, and the gradients of the states and of the head.
+
+    The logits' memory is taken once and used again for every part: fresh memory costs about as much as a pass over it.
+    """
+    rows, cuts = batch.rows, parts(batch, len(head))
     d_states = torch.zeros_like(states, dtype=wide(states[:0]).dtype)
-    d_head = torch.zeros_like(head, dtype=d_states.dtype)
+    d_head = torch.zeros_like(head, dtype=d_states.dtype) if learn_head else None
     logps = torch.zeros(batch.mask.shape, dtype=d_states.dtype, device=head.device)
+    memory = head.new_empty(max(int(batch.mask[:, begin:end].sum()) for begin, end in cuts), len(head))
     loss, infos = 0.0, []
-    for begin, end in parts(batch, len(head)):
+    for begin, end in cuts:
         here = slice(begin, end)
         mask = batch.mask[:, here]                                                  # (A, b, T)
         source, targets = rows.source[:, here][mask], rows.y[:, here][mask]         # (N,)
-        h = states[source]                                                          # (N, C)
-        logps[:, here][mask], log_p = score(h, head, targets)
+        h, logits = states[source], memory[: len(targets)]                          # (N, C), (N, V)
+        logps[:, here][mask], log_p = score(h, head, targets, logits)
         part_loss, weights, info = method.weigh(logps[:, here], batch.part(begin, end))
-        d_logits = push(log_p, targets, weights[mask]).to(head.dtype)               # (N, V)
+        d_logits = logits.copy_(push(log_p, targets, weights[mask]))                # in float32 all three are one
         d_states.index_add_(0, source, (d_logits @ head).to(d_states.dtype))
-        d_head += d_logits.T @ h
+        if learn_head and d_head.dtype == d_logits.dtype:
+            d_head.addmm_(d_logits.T, h)
+        elif learn_head:
+            d_head += d_logits.T @ h
         loss, infos = loss + part_loss, infos + [info]
-    if model.head.requires_grad:
-        d_head = d_head.to(head.dtype)
-        model.head.grad = d_head if model.head.grad is None else model.head.grad + d_head
-    hidden.backward(d_states.view_as(hidden).to(hidden.dtype))                      # the chain rule goes on into the network
-    return loss, logps, {name: torch.cat([info[name] for info in infos]) for name in infos[0]}
+    return loss, logps, {name: torch.cat([info[name] for info in infos]) for name in infos[0]}, d_states, d_head
 
 
 def parts(batch: Batch, V: int) -> list[tuple[int, int]]:
@@ -128,6 +148,6 @@ def batch_logps(model, batch: Batch, rows: Rows | None = None) -> Tensor:
     differentiable; 0 where no token is.
     """
     rows = batch.rows if rows is None else rows
-    hidden = model(rows.tokens, rows.positions, rows.segments).flatten(0, 1)        # (R·L, C)
+    hidden = model(rows.tokens, rows.positions, rows.texts).flatten(0, 1)        # (R·L, C)
     logps = linear_logps(hidden[rows.source[rows.mask]], model.head, rows.y[rows.mask])
     return torch.zeros(rows.mask.shape, dtype=logps.dtype, device=logps.device).masked_scatter(rows.mask, logps)

@@ -98,8 +98,8 @@ def rope_frequencies(config: Config) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions (Su et al. 2021) in Hugging Face's pairing: number i turns together with number i + D/2."""
-    a, b = x.chunk(2, dim=-1)                                           # each (R, H, L, D/2)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)    # (R, H, L, D)
+    a, b = x.chunk(2, dim=-1)                                           # each (R, L, H, D/2)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)    # (R, L, H, D)
 
 
 class Cache:
@@ -133,19 +133,24 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(C, config.n_kv_head * D, bias=qkv_bias)
         self.o_proj = nn.Linear(config.n_head * D, C, bias=config.bias)
 
-    def forward(self, x: Tensor, turn, mask: Tensor | None, cache_entry) -> Tensor:
+    def forward(self, x: Tensor, turn, mask: Tensor | None, texts, cache_entry) -> Tensor:
         R, L, _ = x.shape
         D = self.config.d_head
-        q = self.q_proj(x).view(R, L, -1, D).transpose(1, 2)            # (R, H, L, D)
-        k = self.k_proj(x).view(R, L, -1, D).transpose(1, 2)            # (R, G, L, D)
-        v = self.v_proj(x).view(R, L, -1, D).transpose(1, 2)            # (R, G, L, D)
+        q, k, v = (project(x).view(R, L, -1, D) for project in (self.q_proj, self.k_proj, self.v_proj))     # (R, L, H or G, D)
         if turn is not None:
             q, k = rotate(q, *turn), rotate(k, *turn)
+        if texts is not None:
+            where, back = texts
+            q, k, v = (z.flatten(0, 1).index_select(0, where.flatten()).unflatten(0, where.shape) for z in (q, k, v))
+        q, k, v = (z.transpose(1, 2) for z in (q, k, v))                # (R, H or G, L, D), or (X, H or G, M, D)
         if cache_entry is not None:
             cache, layer, positions = cache_entry
             k, v = cache.store(layer, positions, k, v)                  # (R, G, used, D)
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1])
-        return self.o_proj(h.transpose(1, 2).reshape(R, L, -1))         # (R, L, C)
+        h = h.transpose(1, 2).flatten(2)                                # (R, L, H·D), or (X, M, H·D)
+        if texts is not None:
+            h = h.flatten(0, 1).index_select(0, back).view(R, L, -1)
+        return self.o_proj(h)                                           # (R, L, C)
 
 
 class MLP(nn.Module):
@@ -172,8 +177,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = norm_layer(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, turn, mask, cache_entry) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), turn, mask, cache_entry)
+    def forward(self, x: Tensor, turn, mask, texts, cache_entry) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), turn, mask, texts, cache_entry)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -216,38 +221,40 @@ class Transformer(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         return self.model["embed_tokens"](tokens)
 
-    def forward(self, x: Tensor, positions: Tensor | None = None, segments: Tensor | None = None,
+    def forward(self, x: Tensor, positions: Tensor | None = None, texts: Tensor | None = None,
                 cache: Cache | None = None) -> Tensor:
         """Hidden states (R, L, C) after the last norm.
 
         x          tokens (R, L) or embeddings (R, L, C)
         positions  (R, L) position ids; None counts 0, 1, 2, … along the row
-        segments   (R, L) for several answers on one row (see data.py): 0 is the prompt, 1, 2, … are answers, −1 is padding.
-                   A token sees what stands before it in the prompt and in its own segment.
-                   None: one segment, plain causal attention
-        cache      filled and read at `positions`; generation only, not together with `segments`
+        texts      (X, M) for answers that share their prompt's tokens (see data.py): which of the R·L tokens each of X texts
+                   consists of, prompt first, right-padded with 0. A token sees what stands before it in its text;
+                   all but attention is computed once per token. None: every row is a text
+        cache      filled and read at `positions`; generation only, not together with `texts`
         """
         if x.dim() == 2 and not x.is_floating_point():
             x = self.embed(x)                                           # (R, L, C)
         R, L, C = x.shape
         if C != self.config.d_model:
             raise ValueError(f"embeddings are {C} wide, this model is {self.config.d_model} wide")
-        counted = positions is None
-        if counted:
+        if positions is None:
             positions = torch.arange(L, device=x.device).expand(R, L)   # (R, L)
         if self.config.pos == "learned":
             x, turn = x + self.model["embed_positions"](positions), None
         else:
-            angle = positions[:, None, :, None].float() * rope_frequencies(self.config).to(x.device)    # (R, 1, L, D/2)
+            angle = positions[:, :, None, None].float() * rope_frequencies(self.config).to(x.device)    # (R, L, 1, D/2)
             turn = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         if cache is not None:
             cache.used = max(cache.used, int(positions.max()) + 1)
-        mask = attention_mask(positions, segments, self.config.window, cache, counted)
+        mask = attention_mask(positions if texts is None else texts, self.config.window, cache)
+        if texts is not None:                                           # and back: a prompt's tokens from the first of its texts
+            places = torch.arange(texts.numel(), device=x.device)
+            texts = texts, places.new_full((R * L,), texts.numel()).scatter_reduce(0, texts.flatten(), places, "amin")
         for i, layer in enumerate(self.model["layers"]):
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, turn, mask, None, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(layer, x, turn, mask, texts, None, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, turn, mask, None if cache is None else (cache, i, positions))
+                x = layer(x, turn, mask, texts, None if cache is None else (cache, i, positions))
         return self.model["norm"](x)
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -323,25 +330,20 @@ def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
     return torch.multinomial(p, 1, generator=generator)[:, 0]
 
 
-def attention_mask(positions: Tensor, segments: Tensor | None, window: int | None, cache: Cache | None,
-                   counted: bool) -> Tensor | None:
-    """Who may look at whom: bool (R, 1, L, keys), True = visible; None stands for plain causal attention, the fast case.
+def attention_mask(rows: Tensor, window: int | None, cache: Cache | None) -> Tensor | None:
+    """Who may look at whom: bool (R or 1, 1, L, keys), True = visible; None stands for plain causal attention, the fast case.
 
-    Order on the row decides before and after (every row is written prompt first, then answer by answer);
-    the position ids decide distance.
+    Every one of `rows` (R, L) is a text without gaps. Reading from a cache, `rows` are its position ids.
     """
-    L = positions.shape[1]
+    L = rows.shape[1]
     if cache is not None:
-        distance = positions[:, :, None] - torch.arange(cache.used, device=positions.device)            # (R, L, used)
-        visible = distance >= 0
+        distance = rows[:, :, None] - torch.arange(cache.used, device=rows.device)                      # (R, L, used)
+    elif window is None or L <= window:
+        return None
     else:
-        if segments is None and (window is None or (counted and L <= window)):
-            return None
-        distance = positions[:, :, None] - positions[:, None, :]                                        # (R, L, L)
-        visible = torch.ones(L, L, dtype=torch.bool, device=positions.device).tril().expand_as(distance)
-        if segments is not None:
-            query, key = segments[:, :, None], segments[:, None, :]
-            visible = visible & ((key == 0) | (key == query))
+        place = torch.arange(L, device=rows.device)
+        distance = (place[:, None] - place)[None]                                                       # (1, L, L)
+    visible = distance >= 0
     if window is not None:
         visible = visible & (distance < window)
     return visible[:, None]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minialign.data import Example, collate, shared_row_pays
+from minialign.data import Example, collate
 from minialign.files import write_text
 from minialign.jsonl import as_key, encode_answer, encode_prompt, read_jsonl, split_row
 from minialign.load import load_model
@@ -61,7 +61,7 @@ def score_pool(model, tokenizer, prompts: list, pools: list[list[tuple[str, bool
     for i, (prompt, pool) in enumerate(zip(prompts, pools, strict=True)):
         ids = [encode_answer(tokenizer, prompt, as_answer(prompt, text), done) for text, done in pool]
         examples.append(Example(i, encode_prompt(tokenizer, prompt), ids))
-    batch = collate(examples, shared_row_pays(examples, model.config)).to(model.head.device)
+    batch = collate(examples).to(model.head.device)
     sums = batch_logps(model, batch).sum(-1).double().T                  # (prompts, k)
     if not sums.isfinite().all():
         raise FloatingPointError("the model's log-probs are not finite; its weights are damaged or overflow in this dtype")

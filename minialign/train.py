@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from tqdm import tqdm
 
-from minialign.data import Counts, Example, collate, shared_row_pays
+from minialign.data import Counts, Example, collate
 from minialign.logps import batch_logps, fused_pass
 from minialign.methods import METHODS, Method
 from minialign.optim import AdamW, cosine
@@ -109,7 +109,7 @@ def gradient(model, method: Method, chosen: list[Example], micro_batch: int,
     """
     answers, tokens = sum(bool(a) for e in chosen for a in e.answers), sum(len(e.answers[0]) for e in chosen)
     counts = Counts(len(chosen), answers, tokens)
-    parts = [collate(part, shared_row_pays(part, model.config), counts).to(model.head.device)
+    parts = [collate(part, counts).to(model.head.device)
              for part in passes(chosen, micro_batch, pass_tokens)]
     if "kl" in method.needs:                    # KTO's reference point is the drift over the whole update
         with torch.no_grad():
@@ -167,7 +167,7 @@ def add_reference(model, examples: list[Example], micro_batch: int = 16, progres
         known = [e.ref_logps or [None] * len(e.answers) for e in part]
         asked = [replace(e, answers=[a if l is None else [] for a, l in zip(e.answers, ls, strict=True)], ref_logps=None)
                  for e, ls in zip(part, known, strict=True)]
-        batch = collate(asked, shared_row_pays(asked, model.config)).to(model.head.device)
+        batch = collate(asked).to(model.head.device)
         sums = batch_logps(model, batch).sum(-1).double()                       # (A, B)
         mismatched = [None] * len(part)
         if batch.kl_rows is not None:

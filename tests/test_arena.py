@@ -92,7 +92,8 @@ def test_marks_are_what_sampling_would_give(tokenizer, cache):
     marks = exam.grade(model)
     rows, n = exam.disputed.rows, exam.disputed.mask.shape[1]
     width = rows.y.shape[-1]
-    prompts = [rows.tokens[2 * b][: int(rows.source[0, b, 0]) % rows.tokens.shape[1] + 1].tolist() for b in range(n)]
+    texts = [(text, text.tolist().index(rows.source[0, b, 0])) for b, text in enumerate(rows.texts[::2])]
+    prompts = [rows.tokens[0, text[: last + 1]].tolist() for text, last in texts]
     lengths = torch.tensor([len(p) for p in prompts])
     padded = torch.tensor([p + [0] * (int(lengths.max()) - len(p)) for p in prompts])
 

@@ -3,15 +3,14 @@
 import pytest
 import torch
 
-from minialign.data import Batch, Example, collate, shared_row_pays
-from minialign.model import Config
+from minialign.data import Batch, Example, collate
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_what_stands_where(shared):
     """Every response token is predicted from the token before it in its own text; nothing else is a response token."""
     example = Example(4, [1, 2, 3], [[4, 5, 6], [], [7]])
-    batch = collate([example], shared)
+    batch = collate([example], shared=shared)
     rows = batch.rows
     assert batch.index.tolist() == [4] and batch.mask.sum(-1)[:, 0].tolist() == [3, 0, 1]
     assert rows.tokens.shape == ((1, 5) if shared else (2, 5)), "the last token of an answer is never read"
@@ -29,12 +28,15 @@ def test_counts_are_of_the_whole_batch():
     assert part.counts == batch.counts and len(part) == 1 and part.index.tolist() == [1]
 
 
-def test_one_row_per_prompt_pays_for_long_prompts_and_not_for_short_ones_in_narrow_models():
-    narrow, wide = (Config(1000, 2, 4, width, 3 * width) for width in (64, 4096))
-    long_prompt = [Example(0, [1] * 256, [[1] * 64 for _ in range(5)])]
-    short_prompt = [Example(0, [1] * 8, [[1] * 512 for _ in range(5)])]
-    assert shared_row_pays(long_prompt, narrow) and shared_row_pays(long_prompt, wide)
-    assert not shared_row_pays(short_prompt, narrow)
+def test_sharing_reads_every_distinct_token_once_and_no_padding():
+    """What makes it never dearer: the same texts for attention, and all else sees each prompt once and each answer once."""
+    examples = [Example(0, [1] * 9, [[2] * 5, [], [3] * 2]), Example(1, [4] * 2, [[5] * 30])]
+    shared, plain = (collate(examples, shared=shared).rows for shared in (True, False))
+    assert shared.tokens.shape == (1, 9 + 4 + 1 + 2 + 29) and plain.tokens.shape == (3, 31)
+    lengths = [13, 10, 31]
+    for text, row, n in zip(shared.texts, plain.tokens, lengths, strict=True):
+        assert torch.equal(shared.tokens[0, text[:n]], row[:n]) and torch.equal(shared.positions[0, text[:n]], torch.arange(n))
+    assert plain.texts is None
 
 
 def test_a_batch_of_the_wrong_shape_is_refused():

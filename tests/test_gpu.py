@@ -23,7 +23,7 @@ def test_the_gradient_is_the_one_of_the_cpu(examples, name, shared):
     for device in "cpu", "cuda":
         model = tiny_model().float().to(device)
         method = METHODS[name](**({"n_examples": 3} if name.startswith("dft") else {}))
-        loss, logps, _ = fused_pass(model, method, collate(examples, shared).to(device))
+        loss, logps, _ = fused_pass(model, method, collate(examples, shared=shared).to(device))
         results.append((loss.cpu(), logps.cpu(), {n: p.grad.cpu() for n, p in model.named_parameters()}))
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
 

@@ -75,7 +75,7 @@ def test_greedy_is_the_argmax_of_the_logits(monkeypatch):
 @pytest.mark.parametrize("shared", [False, True])
 def test_log_probs_are_those_of_each_answer_alone(any_model, examples, shared):
     """Whatever stands on a row, a token's log-prob is the one it has after its own prompt and the answer so far."""
-    got = batch_logps(any_model, collate(examples, shared))
+    got = batch_logps(any_model, collate(examples, shared=shared))
     for b, e in enumerate(examples):
         for a, answer in enumerate(e.answers):
             z = any_model(torch.tensor([e.prompt + answer])) @ any_model.head.T         # (1, L, V)
@@ -88,7 +88,7 @@ def test_a_shared_row_gives_the_same_gradient(any_model, examples):
     for shared in False, True:
         any_model.zero_grad()
         method.log_u.zero_()
-        fused_pass(any_model, method, collate(examples, shared))
+        fused_pass(any_model, method, collate(examples, shared=shared))
         gradients.append({name: p.grad.clone() for name, p in any_model.named_parameters()})
     torch.testing.assert_close(*gradients)
 
@@ -104,7 +104,7 @@ def test_padding_and_company_change_nothing(model, examples):
 def by_autograd(model, method, batch):
     """The same gradient through autograd alone: one graph over everything, all logits at once."""
     batch = method.prepare(model, batch)
-    hidden = model(method.inputs(model, batch), batch.rows.positions, batch.rows.segments).flatten(0, 1)
+    hidden = model(method.inputs(model, batch), batch.rows.positions, batch.rows.texts).flatten(0, 1)
     log_p = (hidden[batch.rows.source] @ model.head.T).log_softmax(-1)                  # (A, B, T, V)
     logps = log_p.gather(-1, batch.rows.y[..., None])[..., 0]
     loss, weights, _ = method.weigh(torch.where(batch.mask, logps, 0.0).detach(), batch)
@@ -115,7 +115,7 @@ def by_autograd(model, method, batch):
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("name", ["sft", "asft", "dft", "dft2", "ift", "ift_eq21"])
 def test_the_fused_pass_is_the_gradient(any_model, examples, name, shared):
-    batch = collate([replace(e, answers=e.answers[:2], ref_logps=e.ref_logps[:2]) for e in examples], shared)
+    batch = collate([replace(e, answers=e.answers[:2], ref_logps=e.ref_logps[:2]) for e in examples], shared=shared)
     make = lambda: METHODS[name](**({"n_examples": 3} if name.startswith("dft") else {}))  # noqa: E731
     expected_loss = by_autograd(any_model, make(), batch)
     expected = {n: p.grad.clone() for n, p in any_model.named_parameters()}
@@ -132,7 +132,7 @@ def test_one_example_at_a_time_is_the_whole_batch(model, examples, monkeypatch):
     for limit in 1, 2**24:
         monkeypatch.setattr(head, "CHUNK_ELEMENTS", limit)
         model.zero_grad()
-        fused_pass(model, method, collate(examples, True))
+        fused_pass(model, method, collate(examples))
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
     torch.testing.assert_close(*gradients)
 

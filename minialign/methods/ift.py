@@ -56,7 +56,7 @@ class IFT(Method):
         if self.lam == 0:
             return batch
         with torch.no_grad():
-            hidden = model(batch.rows.tokens, batch.rows.positions, batch.rows.segments).flatten(0, 1)      # (R·L, C)
+            hidden = model(batch.rows.tokens, batch.rows.positions, batch.rows.texts).flatten(0, 1)      # (R·L, C)
             guesses = batch.rows.y.clone()                                                                  # (A, B, T)
             guesses[batch.mask] = greedy(hidden[batch.rows.source[batch.mask]], model.head)
         return replace(batch, rows=replace(batch.rows, guesses=guesses))
