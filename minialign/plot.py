@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.patheffects import withStroke
 
 from minialign.files import replacing
 
@@ -19,6 +20,11 @@ COLOR = {
     "dpo": "#cc79a7", "dpop": "#aa4499", "spin": "#882255", "ipo": "#dda0c8", "kto": "#b07aa1", "rdpo": "#e377c2",
     "orpo": "#e69f00", "cpo": "#c49c00", "simpo": "#8c6d31", "simpo_sft": "#bd9e39", "rrhf": "#7f6000", "slic": "#9c755f",
 }
+
+
+WRONG, GARBAGE = "#f3c9c4", "#e4e4e4"
+TITLES = {"clean": "every label right", "noisy": "30 % of the labels wrong"}
+MARKS = ("right", "wrong", "garbage", "skill", "agree")
 
 
 def save(figure, folder, name: str) -> Path:
@@ -54,41 +60,65 @@ def label_ends(axes, ends: list[tuple[float, float, str, str]], size: float = 8)
                       arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5})
 
 
-def outcomes(results: dict, folder) -> Path:
-    """What the models answer and what they lost, per method: `results` as compare.race returns them. Saves outcomes.png."""
-    titles = {"clean": "every label right", "noisy": "30 % of the labels wrong"}
-    names = list(next(iter(results.values())))[::-1]
-    figure, grid = plt.subplots(1, 2 * len(results), figsize=(13, 1.6 + 0.36 * len(names)), sharey=True, squeeze=False,
-                                width_ratios=[3, 1.2] * len(results), layout="constrained")
-    for i, (condition, by_method) in enumerate(results.items()):
-        bars, kept = grid[0][2 * i], grid[0][2 * i + 1]
-        base = {m: sum(x[m] for x in by_method["base"]) / len(by_method["base"]) for m in ("right", "wrong", "garbage")}
-        for y, name in enumerate(names):
-            marks, color = by_method[name], COLOR[name]
-            mean = {m: sum(x[m] for x in marks) / len(marks) for m in ("right", "wrong", "garbage", "agree", "skill")}
-            bars.barh(y, mean["right"], color=color, height=0.72)
-            bars.barh(y, mean["wrong"], left=mean["right"], color="#f3c9c4", height=0.72, hatch="///", edgecolor="#b5483a",
-                      linewidth=0)
-            bars.barh(y, mean["garbage"], left=mean["right"] + mean["wrong"], color="#e4e4e4", height=0.72)
-            bars.plot([x["right"] for x in marks], [y] * len(marks), "o", color="white", markeredgecolor="black", markersize=3.5,
-                      linewidth=0)
-            bars.text(0.012, y, f"{mean['right']:.2f}", va="center", color="white", fontsize=8.5, fontweight="bold")
-            kept.plot([x["skill"] for x in marks], [y + 0.14] * len(marks), "o", color=color, markersize=4.5)
-            kept.plot([x["agree"] for x in marks], [y - 0.14] * len(marks), "D", color="white", markeredgecolor=color,
-                      markersize=4.5)
-        left = 0.0
-        for share, word in zip((base["right"], base["wrong"], base["garbage"]), ("right", "known wrong", "garbage"), strict=True):
-            bars.text(left + share / 2, len(names) - 0.45, word, ha="center", va="center", fontsize=8.5, color="#555555")
+def average(values) -> float:
+    return sum(values) / len(values)
+
+
+def color_of(setting: str, colors: dict[str, str]) -> str:
+    return colors.get(setting) or COLOR.get(setting) or COLOR["dft"]
+
+
+def answer_bars(panels: dict[str, dict], question: str, folder, name: str, colors: dict[str, str] | None = None) -> Path:
+    """What the models answer and what they keep, a row per setting: {panel title: {setting: {mark: [per seed]}}}."""
+    colors, rows = colors or {}, max(map(len, panels.values()))
+    figure, grid = plt.subplots(1, 2 * len(panels), figsize=(6.6 * len(panels) + 1, 1.7 + 0.34 * rows), squeeze=False,
+                                width_ratios=[3, 1.2] * len(panels), layout="constrained")
+    for i, (title, settings) in enumerate(panels.items()):
+        answers, kept = grid[0][2 * i], grid[0][2 * i + 1]
+        for y, (setting, marks) in enumerate(reversed(settings.items())):
+            stack(answers, kept, y, marks, color_of(setting, colors))
+        top, left = next(iter(settings.values())), 0.0
+        for mark, word in (("right", "right"), ("wrong", "known wrong"), ("garbage", "garbage")):
+            share = average(top[mark])
+            answers.text(left + share / 2, len(settings) - 0.5, word, ha="center", fontsize=8.5, color="#555555")
             left += share
-        bars.set(title=titles.get(condition, condition), xlim=(0, 1.03), xlabel="share of the answers to “9.11 or 9.9?”")
-        bars.set_yticks(range(len(names)), names)
-        kept.set(title="what is kept", xlim=(-0.05, 1.05), xlabel="● reversing digits\n◇ “9.2 or 9.55?”")
-        for axes in bars, kept:
+        answers.set(xlim=(0, 1.03), ylim=(-0.6, rows - 0.2), xlabel="share of the answers to “9.11 or 9.9?”", title=title)
+        repeated = i > 0 and list(settings) == list(list(panels.values())[i - 1])
+        answers.set_yticks(range(len(settings)), [] if repeated else list(reversed(settings)))
+        kept.set(title="what is kept", xlim=(-0.05, 1.05), ylim=(-0.6, rows - 0.2), yticks=[],
+                 xlabel="● reversing digits\n◇ “9.2 or 9.55?”")
+        for axes in answers, kept:
             axes.spines[["top", "right", "left"]].set_visible(False)
             axes.tick_params(axis="y", length=0)
-        kept.grid(axis="both", color="#ececec", linewidth=0.8)
+        kept.grid(axis="x", color="#ececec", linewidth=0.8)
         kept.set_axisbelow(True)
-    return save(figure, folder, "outcomes")
+    if question:
+        figure.suptitle(question, fontsize=13)
+    return save(figure, folder, name)
+
+
+def stack(answers, kept, y: float, marks: dict, color: str) -> None:
+    """One row of `answer_bars`."""
+    right, wrong, garbage = (average(marks[m]) for m in ("right", "wrong", "garbage"))
+    answers.barh(y, right, color=color, height=0.72)
+    answers.barh(y, wrong, left=right, color=WRONG, height=0.72, hatch="///", edgecolor="#b5483a", linewidth=0)
+    answers.barh(y, garbage, left=right + wrong, color=GARBAGE, height=0.72)
+    answers.plot(marks["right"], [y] * len(marks["right"]), "o", color="white", markeredgecolor="black", markersize=3.5)
+    x = 0.012
+    for dot in sorted(marks["right"]):                                  # the number stands in the first gap between the dots
+        x = dot + 0.02 if dot < x + 0.1 else x
+    inside = x + 0.09 < right
+    answers.text(x, y, f"{right:.2f}", va="center", color="white" if inside else "black", fontsize=8.5, fontweight="bold",
+                 path_effects=None if inside else [withStroke(linewidth=3, foreground="white")])
+    kept.plot(marks["skill"], [y + 0.14] * len(marks["skill"]), "o", color=color, markersize=4.5)
+    kept.plot(marks["agree"], [y - 0.14] * len(marks["agree"]), "D", color="white", markeredgecolor=color, markersize=4.5)
+
+
+def outcomes(results: dict, folder) -> Path:
+    """What the models answer and what they keep, per method: `results` as compare.race returns them. Saves outcomes.png."""
+    panels = {TITLES[condition]: {name: {mark: [marks[mark] for marks in per_seed] for mark in MARKS}
+                                  for name, per_seed in by_method.items()} for condition, by_method in results.items()}
+    return answer_bars(panels, "", folder, "outcomes")
 
 
 def curves(results: dict, folder) -> Path:
@@ -96,7 +126,6 @@ def curves(results: dict, folder) -> Path:
 
     Saves curves.png.
     """
-    titles = {"clean": "every label right", "noisy": "30 % of the labels wrong"}
     figure, grid = plt.subplots(2, len(results), figsize=(5.4 * len(results), 7.2), squeeze=False, sharex=True, sharey="row",
                                 layout="constrained")
     for column, (condition, by_method) in enumerate(results.items()):
@@ -117,7 +146,7 @@ def curves(results: dict, folder) -> Path:
             axes.set_xlim(0, steps)
             clean(axes)
             if row == 0:
-                axes.set_title(titles.get(condition, condition))
+                axes.set_title(TITLES[condition])
             else:
                 axes.set_xlabel("updates")
             axes.ends = ends

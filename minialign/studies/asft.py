@@ -1,6 +1,7 @@
 """What the ASFT paper claims (arXiv 2409.10571) about training on labelled pairs. Gradients: balance.py; costs: cost.py."""
 
 from minialign.arena import Run
+from minialign.plot import COLOR
 from minialign.studies import plots
 from minialign.studies.lab import (
     CONDITIONS,
@@ -73,7 +74,7 @@ def beta(lab: Lab) -> Findings:
                 + f". β = 0.1 against SFT: {Better(data['clean β 0.1'], data['clean sft'])} with right labels.")
     return Findings(data, verdict, sentence, lambda out: plots.bars(
         by_condition(data), "ASFT on labelled pairs: how strong should the alignment term be (β)?", out, "beta",
-        {f"β {b:g}": plots.COLOR["asft"] for b in betas}))
+        {f"β {b:g}": COLOR["asft"] for b in betas}))
 
 
 def init(lab: Lab) -> Findings:
@@ -94,7 +95,7 @@ def init(lab: Lab) -> Findings:
     told = "; ".join(f"{name} " + ", ".join(f"{init} {gap[init, name]}" for init in options) for name in names[1:])
     sentence = (f"Right answers against SFT from the same start: {told}. The largest of these distances, ASFT's minus DPO's: "
                 f"{less['dpo']}, minus ORPO's: {less['orpo']}.")
-    colors = {f"{init}, {name}": plots.COLOR[name] for init in options for name in names}
+    colors = {f"{init}, {name}": COLOR[name] for init in options for name in names}
     return Findings(data, verdict, sentence, lambda out: plots.bars(
         {"": data}, "Labelled pairs: how much does the initial model matter?", out, "init",
-        colors | {"base, sft x3": plots.COLOR[CONTROL]}))
+        colors | {"base, sft x3": COLOR[CONTROL]}))

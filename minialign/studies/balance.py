@@ -14,6 +14,7 @@ import torch
 from minialign.arena import Run
 from minialign.data import Batch
 from minialign.methods import METHODS
+from minialign.plot import COLOR
 from minialign.stats import show
 from minialign.studies import plots
 from minialign.studies.lab import HOLDS, NOT, OPEN, Difference, Findings, Lab, sft_and_control
@@ -69,8 +70,8 @@ def picture(data: dict, out: Path) -> Path:
         ends = []
         for name, hyper in PAIRS.items():
             ys = [gradient_ratios(name, p, 1 - p, **hyper)[i] for p in ps]
-            axes[i].plot(ps, ys, color=plots.COLOR[name], linewidth=2.2)
-            ends.append([(p, y, name, plots.COLOR[name]) for p, y in zip(ps, ys, strict=True) if 2.2e-3 < y < 60][-1])
+            axes[i].plot(ps, ys, color=COLOR[name], linewidth=2.2)
+            ends.append([(p, y, name, COLOR[name]) for p, y in zip(ps, ys, strict=True) if 2.2e-3 < y < 60][-1])
         axes[i].axhline(1, color="#999999", linewidth=0.9, linestyle=(0, (4, 3)))
         axes[i].text(0.98, 1.12, "balanced", ha="right", fontsize=8.5, color="#555555")
         axes[i].set(yscale="log", ylim=(2e-3, 60), xlim=(0, 1), xlabel="p(chosen) = 1 − p(rejected)", ylabel=ylabel, title=title)
@@ -83,7 +84,7 @@ def picture(data: dict, out: Path) -> Path:
     for y, name in enumerate(names):
         for offset, mark, sign in ((0.2, "good_logp_change", 1), (-0.2, "bad_logp_change", 1)):
             value = sign * plots.average(data[name][mark])
-            axes[2].barh(y + offset, value, height=0.36, color=plots.COLOR[name], alpha=1.0 if mark[0] == "g" else 0.45)
+            axes[2].barh(y + offset, value, height=0.36, color=COLOR[name], alpha=1.0 if mark[0] == "g" else 0.45)
             axes[2].plot(data[name][mark], [y + offset] * len(data[name][mark]), "o", color="white", markeredgecolor="black",
                          markersize=3.5)
     axes[2].axvline(0, color="#555555", linewidth=0.9)

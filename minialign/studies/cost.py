@@ -19,6 +19,7 @@ from minialign.logps import batch_logps, fused_pass
 from minialign.methods import METHODS
 from minialign.model import Config, Transformer
 from minialign.optim import AdamW
+from minialign.plot import COLOR
 from minialign.studies import plots
 from minialign.studies.lab import HOLDS, NOT, OPEN, Difference, Findings, Lab
 
@@ -165,4 +166,4 @@ def picture(data: dict, question: str, out, name: str):
     return plots.dots({"time of a step": {n: m["seconds_ratio"] for n, m in data.items()},
                        "memory at peak": {n: m["megabytes_ratio"] for n, m in data.items()}},
                       "relative to the dashed line", question, out, name,
-                      {n: plots.COLOR[n.split(",")[0]] for n in data}, line=1.0)
+                      {n: COLOR[n.split(",")[0]] for n in data}, line=1.0)

@@ -9,6 +9,7 @@ from minialign.arena import RECIPE, Exam, Run, fine_tuning_data
 from minialign.data import collate
 from minialign.logps import batch_logps, fused_pass
 from minialign.methods import METHODS
+from minialign.plot import COLOR
 from minialign.small import base_model
 from minialign.studies import plots
 from minialign.studies.lab import (
@@ -60,7 +61,7 @@ def residual(lab: Lab) -> Findings:
         f"{c} labels " + ", ".join(f"λ = {lam:g} {gain[c, lam]}" for lam in lams) for c in CONDITIONS)
         + f". The policy's own guesses against random tokens in the same places (λ = 0.5): {noise['clean']} clean, "
           f"{noise['noisy']} noisy.")
-    colors = {f"λ {lam:g}": plots.COLOR["ift"] for lam in lams} | {"random, λ 0.5": plots.COLOR["ift_eq21"]}
+    colors = {f"λ {lam:g}": COLOR["ift"] for lam in lams} | {"random, λ 0.5": COLOR["ift_eq21"]}
     return Findings(data, verdict, sentence, lambda out: plots.bars(
         by_condition(data), "IFT's residual alone: how much of its own guess should the model read (λ)?", out, "lambda", colors))
 
@@ -87,7 +88,7 @@ def propagation(lab: Lab) -> Findings:
         f"{c} labels " + ", ".join(f"{form} {gain[c, form]}" for form in ("released code", "eq. 21")) for c in CONDITIONS)
         + f". Gradient through the released weights, against detached ones: {own['clean']} clean, {own['noisy']} noisy; it "
           f"pushes {share['clean']:.0%} and {share['noisy']:.0%} of the wanted tokens down.")
-    colors = {form: plots.COLOR["ift_eq21" if form == "eq. 21" else "ift"] for form in forms}
+    colors = {form: COLOR["ift_eq21" if form == "eq. 21" else "ift"] for form in forms}
     marks = MARKS | {"negative_weights": ("pushed down", 3)}
     return Findings(data, verdict, sentence, lambda out: plots.bars(
         by_condition(data), "IFT, λ = 0.2: does propagating losses through the answer help?", out, "propagation", colors), marks)
@@ -155,4 +156,4 @@ def greedy(lab: Lab) -> Findings:
         {title: {f"guess {group}": data[f"guesses {group}, ift"][mark] for group in ("right", "wrong")}
          for title, mark in (("first gradient (relative)", "gradient"), ("log-probs after training (nats)", "apart"))},
         "how far IFT is from SFT", "Where the greedy guess is right already, is IFT anything but SFT?", out, "greedy",
-        {f"guess {group}": plots.COLOR["ift"] for group in ("right", "wrong")}), shown)
+        {f"guess {group}": COLOR["ift"] for group in ("right", "wrong")}), shown)

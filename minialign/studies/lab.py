@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minialign.arena import RECIPE, Run, run_all
+from minialign.plot import TITLES
 from minialign.stats import mean_interval, show, table
 
 HOLDS, NOT, OPEN = "holds", "does not hold here", "undecided with these seeds"
 ONLY_TRAINED = "holds only if nothing counts but the questions trained for"
 CONDITIONS = {"clean": 0.0, "noisy": 0.3}       # share of wrong labels
-TITLES = {"clean": "every label right", "noisy": "30 % of the labels wrong"}
 RATES, N_TUNING = (2e-4, 5e-4, 1e-3), 2         # learning rates a method may choose from, on so many seeds
 SMALL = 0.03                        # a share of answers that we call no difference
 CONTROL = "sft x3"                  # SFT with three times the updates: what negatives cost in compute

@@ -3,19 +3,8 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from matplotlib.patheffects import withStroke
 
-from minialign.plot import COLOR, clean, label_ends, save
-
-WRONG, GARBAGE = "#f3c9c4", "#e4e4e4"
-
-
-def average(values) -> float:
-    return sum(values) / len(values)
-
-
-def color_of(setting: str, colors: dict[str, str]) -> str:
-    return colors.get(setting) or COLOR.get(setting) or COLOR["dft"]
+from minialign.plot import answer_bars, average, clean, color_of, label_ends, save
 
 
 def of_training(data: dict, column: int) -> dict[str, list]:
@@ -28,46 +17,7 @@ def of_training(data: dict, column: int) -> dict[str, list]:
 
 def bars(panels: dict[str, dict], question: str, out: Path, name: str, colors: dict[str, str] | None = None) -> Path:
     """What the models answer and what they keep, a row per setting: {panel title: {setting: {mark: [per seed]}}}."""
-    colors, rows = colors or {}, max(map(len, panels.values()))
-    figure, grid = plt.subplots(1, 2 * len(panels), figsize=(6.6 * len(panels) + 1, 1.7 + 0.34 * rows), squeeze=False,
-                                width_ratios=[3, 1.2] * len(panels), layout="constrained")
-    for i, (title, settings) in enumerate(panels.items()):
-        answers, kept = grid[0][2 * i], grid[0][2 * i + 1]
-        for y, (setting, marks) in enumerate(reversed(settings.items())):
-            stack(answers, kept, y, marks, color_of(setting, colors))
-        top, left = next(iter(settings.values())), 0.0
-        for mark, word in (("right", "right"), ("wrong", "known wrong"), ("garbage", "garbage")):
-            share = average(top[mark])
-            answers.text(left + share / 2, len(settings) - 0.5, word, ha="center", fontsize=8.5, color="#555555")
-            left += share
-        answers.set(xlim=(0, 1.03), ylim=(-0.6, rows - 0.2), xlabel="share of the answers to “9.11 or 9.9?”", title=title)
-        answers.set_yticks(range(len(settings)), list(reversed(settings)))
-        kept.set(title="what is kept", xlim=(-0.05, 1.05), ylim=(-0.6, rows - 0.2), yticks=[],
-                 xlabel="● reversing digits\n◇ “9.2 or 9.55?”")
-        for axes in answers, kept:
-            axes.spines[["top", "right", "left"]].set_visible(False)
-            axes.tick_params(axis="y", length=0)
-        kept.grid(axis="x", color="#ececec", linewidth=0.8)
-        kept.set_axisbelow(True)
-    figure.suptitle(question, fontsize=13)
-    return save(figure, out, f"study_{name}")
-
-
-def stack(answers, kept, y: float, marks: dict, color: str) -> None:
-    """One row of `bars`."""
-    right, wrong, garbage = (average(marks[m]) for m in ("right", "wrong", "garbage"))
-    answers.barh(y, right, color=color, height=0.72)
-    answers.barh(y, wrong, left=right, color=WRONG, height=0.72, hatch="///", edgecolor="#b5483a", linewidth=0)
-    answers.barh(y, garbage, left=right + wrong, color=GARBAGE, height=0.72)
-    answers.plot(marks["right"], [y] * len(marks["right"]), "o", color="white", markeredgecolor="black", markersize=3.5)
-    x = 0.012
-    for dot in sorted(marks["right"]):                                  # the number stands in the first gap between the dots
-        x = dot + 0.02 if dot < x + 0.1 else x
-    inside = x + 0.09 < right
-    answers.text(x, y, f"{right:.2f}", va="center", color="white" if inside else "black", fontsize=8.5, fontweight="bold",
-                 path_effects=None if inside else [withStroke(linewidth=3, foreground="white")])
-    kept.plot(marks["skill"], [y + 0.14] * len(marks["skill"]), "o", color=color, markersize=4.5)
-    kept.plot(marks["agree"], [y - 0.14] * len(marks["agree"]), "D", color="white", markeredgecolor=color, markersize=4.5)
+    return answer_bars(panels, question, out, f"study_{name}", colors)
 
 
 def curves(panels: dict[str, dict[str, list]], question: str, out: Path, name: str, xlabel: str = "updates",

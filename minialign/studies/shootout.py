@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from minialign.arena import RECIPE, Run
+from minialign.plot import COLOR
 from minialign.studies import plots
 from minialign.studies.lab import (
     CONDITIONS,
@@ -77,6 +78,6 @@ def lr(lab: Lab) -> Findings:
     at_fixed, _ = judge(data, names)
     sentence += (f" At the fixed {RECIPE.lr:g}: {at_fixed}. Best of {', '.join(f'{rate:g}' for rate in RATES)} by right answers "
                  f"on {N_TUNING} other seeds: {rates(best)}.")
-    colors = {f"{name} tuned": plots.COLOR[name] for name in (*TUNED, CONTROL)} | {name: plots.COLOR[name] for name in TUNED}
+    colors = {f"{name} tuned": COLOR[name] for name in (*TUNED, CONTROL)} | {name: COLOR[name] for name in TUNED}
     return Findings(data, verdict, sentence, lambda out: plots.bars(
         by_condition(data), f"Does its own best learning rate change the picture? (fixed: {RECIPE.lr:g})", out, "lr", colors))
