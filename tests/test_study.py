@@ -56,6 +56,8 @@ class Pretend(Lab):
 
 OPPOSITES = [   # study, marks by setting, verdict, and what else must change with the marks
     ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": -2}, "spin": {"wanted_change": -3}}, HOLDS),
+    ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": -2}, "spin": {"wanted_change": -3},
+                     "spin tuned": {"wanted_change": 1}}, "holds only at one learning rate for all"),
     ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": 2}, "spin": {"wanted_change": -3}},
      "holds only for DFT and spin"),
     ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": -0.01}, "spin": {"wanted_change": -3}}, OPEN),
@@ -82,6 +84,7 @@ OPPOSITES = [   # study, marks by setting, verdict, and what else must change wi
      "holds only if labels are wrong, and nothing counts but the questions trained for"),
     ("lr", {}, NOT),
     ("asft_vs_dpo", {"dpo": {"bad_logp_change": -20}}, HOLDS),
+    ("asft_vs_dpo", {"dpo": {"bad_logp_change": -20}, "dpo tuned": {}}, "holds only at one learning rate for all"),
     ("asft_vs_dpo", {"asft": {"bad_logp_change": -20}}, NOT),
     ("balance", {"base": {"right": 0.3, "wrong": 0.6}},
      "holds only for DPO and only for gradients with respect to probabilities"),
@@ -89,8 +92,9 @@ OPPOSITES = [   # study, marks by setting, verdict, and what else must change wi
     ("beta", {}, HOLDS),
     ("beta", {"noisy β 1": {"right": 0.2}}, "holds only if labels are right"),
     ("beta", {"β 1": {"right": 0.2}}, NOT),
-    ("init", {"dpo": {"right": 0.1}, "orpo": {"right": 0.3}}, HOLDS),
-    ("init", {"dpo": {"right": 0.1}}, "holds only against DPO"),
+    ("init", {"untrained, dpo": {"right": 0.1}, "untrained, orpo": {"right": 0.3}}, HOLDS),
+    ("init", {"untrained, dpo": {"right": 0.1}}, "holds only against DPO"),
+    ("init", {"dpo": {"right": 0.1}}, NOT),
     ("init", {"untrained, asft": {"right": 0.1}}, NOT),
     ("lambda", {"λ 0.5": {"right": 0.9}}, HOLDS),
     ("lambda", {"noisy λ 0.2": {"right": 0.9}}, "holds only with 30 % of the labels wrong"),

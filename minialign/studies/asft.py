@@ -1,7 +1,8 @@
 """What the ASFT paper claims (arXiv 2409.10571) about training on labelled pairs. Gradients: balance.py; costs: cost.py."""
 
-from minialign.arena import Run
+from minialign.arena import RECIPE, Run
 from minialign.plot import COLOR
+from minialign.stats import show
 from minialign.studies import plots
 from minialign.studies.lab import (
     CONDITIONS,
@@ -50,8 +51,8 @@ def asft_vs_dpo(lab: Lab) -> Findings:
     return Findings(data, verdict, sentence, lambda out: plots.curves(
         {"log-prob of the chosen answer (held out) ↑": plots.of_training(shown, 1),
          "log-prob of the rejected answer (held out)": plots.of_training(shown, 2)},
-        "Labelled pairs: does the chosen answer stay up while the rejected one falls?", out, "asft_vs_dpo",
-        colors={"dpo tuned": "#e7a6cb"}), marks)
+        "Labelled pairs: does the chosen answer stay up while the rejected one falls?  (learning rate "
+        f"{RECIPE.lr:g}, dpo tuned {best['dpo'].recipe.lr:g})", out, "asft_vs_dpo", colors={"dpo tuned": "#e7a6cb"}), marks)
 
 
 def beta(lab: Lab) -> Findings:
@@ -84,17 +85,17 @@ def init(lab: Lab) -> Findings:
     runs = {f"{init}, {name}": Run(name, persona=None, init=init.removesuffix("-ed"), **how)
             for init, how in options.items() for name in names}
     data = lab.run({"base, sft x3": sft_and_control()[CONTROL]} | runs)
-    gap = {(init, name): Difference(data[f"{init}, {name}"], data[f"{init}, sft"], "right")
-           for init in options for name in names[1:]}
-    worst = {name: {"x": [max(abs(gap[init, name].values[s]) for init in options) for s in range(len(lab.seeds))]}
-             for name in names[1:]}
-    less = {rival: Difference(worst["asft"], worst[rival], "x") for rival in ("dpo", "orpo")}
+    share = {(init, name): [x / y for x, y in zip(data[f"{init}, {name}"]["right"], data[f"{init}, sft"]["right"], strict=True)]
+             for init in options for name in names[1:]}
+    spread = {name: {"x": [max(xs) - min(xs) for xs in zip(*(share[init, name] for init in options), strict=True)]}
+              for name in names[1:]}
+    less = {rival: Difference(spread["asft"], spread[rival], "x") for rival in ("dpo", "orpo")}
     ahead = [rival for rival, d in less.items() if d.below()]
     verdict = HOLDS if len(ahead) == 2 else f"holds only against {ahead[0].upper()}" if ahead else \
         NOT if less["dpo"].above() or all(d.within(SMALL) for d in less.values()) else OPEN
-    told = "; ".join(f"{name} " + ", ".join(f"{init} {gap[init, name]}" for init in options) for name in names[1:])
-    sentence = (f"Right answers against SFT from the same start: {told}. The largest of these distances, ASFT's minus DPO's: "
-                f"{less['dpo']}, minus ORPO's: {less['orpo']}.")
+    told = "; ".join(f"{name} " + ", ".join(show(share[init, name], 2) for init in options) for name in names[1:])
+    sentence = (f"Right answers, as a share of SFT's from the same start ({', '.join(options)}): {told}. How far that share "
+                f"varies over the starts, ASFT's minus DPO's: {less['dpo']}, minus ORPO's: {less['orpo']}.")
     colors = {f"{init}, {name}": COLOR[name] for init in options for name in names}
     return Findings(data, verdict, sentence, lambda out: plots.bars(
         {"": data}, "Labelled pairs: how much does the initial model matter?", out, "init",

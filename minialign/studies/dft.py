@@ -5,10 +5,24 @@ from dataclasses import dataclass
 
 import torch
 
-from minialign.arena import Run
+from minialign.arena import RECIPE, Run
 from minialign.methods import METHODS
 from minialign.studies import plots
-from minialign.studies.lab import HOLDS, NOISY, NOT, OPEN, SMALL, Better, Difference, Findings, Lab, quick, sft_and_control
+from minialign.studies.lab import (
+    HOLDS,
+    NOISY,
+    NOT,
+    OPEN,
+    SMALL,
+    Better,
+    Difference,
+    Findings,
+    Lab,
+    quick,
+    rates,
+    sft_and_control,
+    tuned,
+)
 from minialign.tasks import RIGHT_SHARE
 
 
@@ -31,26 +45,29 @@ class MemoryOnly(METHODS["dft"]):
 
 
 def likelihoods(lab: Lab) -> Findings:
-    data = lab.run(sft_and_control() | {name: Run(name) for name in ("dft", "dft2", "simpo", "spin")})
+    fixed = {name: Run(name) for name in ("dft", "dft2", "simpo", "spin")}
+    best = tuned(lab, {name: fixed[name] for name in ("simpo", "spin")})
+    data = lab.run(sft_and_control() | fixed | {f"{name} tuned": run for name, run in best.items()})
     still = {mark: [0.0] * len(lab.seeds) for mark in ("wanted_change", "negatives_change")}
-    rise = Difference(data["dft"], still, "wanted_change")
-    pushed = Difference(data["dft"], data["sft"], "negatives_change")
-    short = Difference(data["dft"], data["sft"], "wanted_change")
-    change = {name: Difference(data[name], still, "wanted_change") for name in ("simpo", "spin")}
-    falls, rises = [name for name, d in change.items() if d.below()], [name for name, d in change.items() if d.above()]
-    if not (rise.above() and pushed.below()):
-        verdict = NOT if rise.below() or pushed.above() else OPEN
+    change = {name: Difference(data[name], still, "wanted_change")
+              for name in ("dft", "simpo", "simpo tuned", "spin", "spin tuned")}
+    short, pushed = (Difference(data["dft"], data["sft"], mark) for mark in ("wanted_change", "negatives_change"))
+    falls, rises = ([name for name in best if clearly(change[name])] for clearly in (Difference.below, Difference.above))
+    if not (change["dft"].above() and pushed.below()):
+        verdict = NOT if change["dft"].below() or pushed.above() else OPEN
     elif len(falls) == 2:
-        verdict = HOLDS
+        verdict = HOLDS if all(change[f"{name} tuned"].below() for name in best) else "holds only at one learning rate for all"
     else:
         verdict = "holds only for " + " and ".join(["DFT", *falls]) if rises else OPEN
-    sentence = (f"Under DFT the log-prob of the wanted answers changes by {rise} nats, {short} against SFT, and that of the "
-                f"model's own answers by {pushed} against SFT. The wanted ones change by {change['simpo']} under SimPO and by "
-                f"{change['spin']} under SPIN.")
+    sentence = (f"Under DFT the log-prob of the wanted answers changes by {change['dft']} nats, {short} against SFT, and that of "
+                f"the model's own answers by {pushed} against SFT. The wanted ones change by {change['simpo']} under SimPO, by "
+                f"{change['spin']} under SPIN; at their best learning rates ({rates(best)}) by {change['simpo tuned']} and "
+                f"{change['spin tuned']}.")
     return Findings(data, verdict, sentence, lambda out: plots.curves(
         {"log-prob of the wanted answer (training) ↑": plots.of_training(data, 3),
          "log-prob of the model's own answers ↓": plots.of_training(data, 4)},
-        "Do the wanted answers stay up while the model's own go down?", out, "likelihoods"))
+        f"Do the wanted answers stay up while the model's own go down?  (learning rate {RECIPE.lr:g}, tuned: {rates(best)})", out,
+        "likelihoods", colors={"simpo tuned": "#cdb98c", "spin tuned": "#cc8fac"}))
 
 
 def gamma(lab: Lab) -> Findings:
