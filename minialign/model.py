@@ -109,17 +109,22 @@ class Cache:
     left padding: what right padding wrote into a slot is overwritten by that row's own token before any query can see it.
     """
 
-    def __init__(self, config: Config, rows: int, slots: int, dtype=torch.float32, device="cpu"):
+    def __init__(self, config: Config, rows: int, slots: int, ragged: bool, dtype=torch.float32, device="cpu"):
         shape = config.n_layer, rows, config.n_kv_head, slots, config.d_head
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.ragged = ragged                                            # do rows differ in length?
         self.used = 0                                                   # slots that any row has filled
 
     def store(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes k, v (R, G, L, D) at `positions` (R, L); returns what the layer holds now, (R, G, used, D) each."""
-        rows = torch.arange(len(positions), device=positions.device)[:, None]
-        self.k[layer][rows, :, positions] = k.transpose(1, 2)
-        self.v[layer][rows, :, positions] = v.transpose(1, 2)
+        if self.ragged:
+            rows = torch.arange(len(positions), device=positions.device)[:, None]
+            self.k[layer][rows, :, positions] = k.transpose(1, 2)
+            self.v[layer][rows, :, positions] = v.transpose(1, 2)
+        else:
+            self.k[layer][:, :, self.used - k.shape[2] : self.used] = k
+            self.v[layer][:, :, self.used - v.shape[2] : self.used] = v
         return self.k[layer][:, :, : self.used], self.v[layer][:, :, : self.used]
 
 
@@ -146,7 +151,8 @@ class Attention(nn.Module):
         if cache_entry is not None:
             cache, layer, positions = cache_entry
             k, v = cache.store(layer, positions, k, v)                  # (R, G, used, D)
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1])
+        causal = mask is None and q.shape[2] > 1                        # a single query comes last and sees everything
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
         h = h.transpose(1, 2).flatten(2)                                # (R, L, H·D), or (X, M, H·D)
         if texts is not None:
             h = h.flatten(0, 1).index_select(0, back).view(R, L, -1)
@@ -245,7 +251,7 @@ class Transformer(nn.Module):
             angle = positions[:, :, None, None].float() * rope_frequencies(self.config).to(x.device)    # (R, L, 1, D/2)
             turn = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         if cache is not None:
-            cache.used = max(cache.used, int(positions.max()) + 1)
+            cache.used += L
         mask = attention_mask(positions if texts is None else texts, self.config.window, cache)
         if texts is not None:                                           # and back: a prompt's tokens from the first of its texts
             places = torch.arange(texts.numel(), device=x.device)
@@ -281,12 +287,13 @@ class Transformer(nn.Module):
             raise ValueError(f"{tokens.shape[1]} prompt tokens and {max_new_tokens} new ones "
                              f"exceed the {self.config.max_len} learned positions")
         stops = torch.tensor(stop, dtype=torch.long, device=tokens.device)
-        cache = Cache(self.config, R, L + max_new_tokens, self.head.dtype, tokens.device)
+        cache = Cache(self.config, R, L + max_new_tokens, int(lengths.min()) < L, self.head.dtype, tokens.device)
+        head = self.head.T if tokens.is_cuda else self.head.T.contiguous()      # (C, V): a CPU reads it up to 3 times as fast so
         hidden = self(tokens, torch.arange(L, device=tokens.device).expand(R, L), cache=cache)              # (R, L, C)
         hidden = hidden[torch.arange(R, device=tokens.device), lengths - 1]                                 # (R, C)
         stopped, new = torch.zeros(R, dtype=torch.bool, device=tokens.device), tokens[:, 0]
         for step in range(max_new_tokens):
-            new = torch.where(stopped, new, choose((hidden @ self.head.T).float(), temperature, top_k, top_p, generator))   # (R,)
+            new = torch.where(stopped, new, choose((hidden @ head).float(), temperature, top_k, top_p, generator))   # (R,)
             stopped = stopped | torch.isin(new, stops)
             yield new
             if stopped.all() or step == max_new_tokens - 1:
@@ -316,27 +323,32 @@ def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
 
     top_k keeps the k likeliest tokens; top_p keeps the likeliest ones whose mass, without the last of them, stays below p.
     """
-    if not logits.isfinite().all():
+    ranked = temperature > 0 and (top_k is not None or (top_p is not None and top_p < 1))
+    best, tokens = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1])) if ranked else logits.max(-1, keepdim=True)
+    if not best[:, 0].isfinite().all():                                 # the largest: NaN counts as larger than any number
         raise FloatingPointError("the model's logits are not finite; its weights are damaged or overflow in this dtype")
     if temperature == 0:
-        return logits.argmax(-1)
-    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)
-    if top_k is not None and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
-    p = logits.softmax(-1)
+        return tokens[:, 0]
+    p = (((best if ranked else logits) - best[:, :1]) / max(temperature, 1e-30)).softmax(-1)            # (R, k), or (R, V)
     if top_p is not None and top_p < 1:
-        ranked, order = p.sort(descending=True)
-        p = p.masked_fill(torch.zeros_like(p, dtype=torch.bool).scatter(1, order, ranked.cumsum(-1) - ranked >= top_p), 0.0)
-    return torch.multinomial(p, 1, generator=generator)[:, 0]
+        p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)
+    # One random number per row, looked up in the running sum; torch.multinomial would draw one per token.
+    below = p.double().cumsum(-1)
+    aim = torch.rand(len(p), 1, dtype=below.dtype, device=p.device, generator=generator) * below[:, -1:]
+    drawn = torch.searchsorted(below, aim, right=True).clamp(max=p.shape[-1] - 1)                       # (R, 1)
+    return (tokens.gather(1, drawn) if ranked else drawn)[:, 0]
 
 
 def attention_mask(rows: Tensor, window: int | None, cache: Cache | None) -> Tensor | None:
     """Who may look at whom: bool (R or 1, 1, L, keys), True = visible; None stands for plain causal attention, the fast case.
 
-    Every one of `rows` (R, L) is a text without gaps. Reading from a cache, `rows` are its position ids.
+    Every one of `rows` (R, L) is a text without gaps. Behind what a cache holds, `rows` are position ids.
     """
     L = rows.shape[1]
-    if cache is not None:
+    behind = cache is not None and cache.used > L
+    if behind and L == 1 and not cache.ragged and (window is None or cache.used <= window):
+        return None
+    if behind:
         distance = rows[:, :, None] - torch.arange(cache.used, device=rows.device)                      # (R, L, used)
     elif window is None or L <= window:
         return None
