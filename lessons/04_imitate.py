@@ -127,11 +127,8 @@ print(f"the wrong digit where right and wrong part: log-prob {float(before[2, 11
 figure, (lines, bars) = plt.subplots(1, 2, figsize=(12, 4.3), width_ratios=[1.25, 1], layout="constrained")
 steps, ends = [step for step, _ in curves[0]], []
 for a, (name, color) in enumerate(zip(NAMES, [plot.COLOR["sft"], "#f4a582", "#d6604d", "#8b1a1a"], strict=True)):
-    values = torch.stack([torch.stack([logps[a].sum() for _, logps in curve]) for curve in curves])     # (seeds, points)
-    for line in values.tolist():
-        lines.plot(steps, line, color=color, linewidth=0.8, alpha=0.4)
-    lines.plot(steps, values.mean(0).tolist(), color=color, linewidth=2.5)
-    ends.append((steps[-1], float(values.mean(0)[-1]), name, color))
+    mean = check.lines(lines, steps, [[float(logps[a].sum()) for _, logps in curve] for curve in curves], color)
+    ends.append((steps[-1], mean[-1], name, color))
 lines.set(xlabel="updates of SFT on “9.11 or 9.9? 9.9”", ylabel="log-prob of the answer ↑", xlim=(0, steps[-1]))
 lines.set_title("SFT carries up bad answers it never saw", loc="left")
 plot.clean(lines)

@@ -2,7 +2,8 @@
 
 A lesson begins with    args = check.options()          args.fast: a smaller run, for the tests; args.solution: solve the exercise
 may start from          model, tokenizer = check.base_model(args)       the small GPT that has read answers to "9.11 or 9.9?"
-draws with              check.show(figure, "02")        saves out/02.png, and shows it in a notebook
+draws with              check.lines(axes, x, runs, c)   every seed faint, their mean bold
+and                     check.show(figure, "02")        saves out/02.png, and shows it in a notebook
 asks the reader with    print(check.push(your_push))    "STILL BLANK", "NOT YET" and what is wrong in plain words, or "RIGHT"
 and ends with its folded solution, checked in the same way if args.solution.
 
@@ -15,8 +16,10 @@ import argparse
 import copy
 import functools
 import itertools
+import math
 import sys
 from collections.abc import Callable
+from decimal import Decimal, localcontext
 from pathlib import Path
 
 import torch
@@ -50,6 +53,15 @@ def show(figure, name: str) -> None:
     if "ipykernel" in sys.modules:
         from IPython.display import Image, display
         display(Image(str(path), width=900))
+
+
+def lines(axes, x: list[float], runs: list[list[float]], color: str, style: str = "-") -> list[float]:
+    """Every seed's curve faint, their mean bold; returns the mean."""
+    for run in runs:
+        axes.plot(x, run, style, color=color, linewidth=0.8, alpha=0.4)
+    mean = [sum(values) / len(values) for values in zip(*runs, strict=True)]
+    axes.plot(x, mean, style, color=color, linewidth=2.5)
+    return mean
 
 
 def base_model(args, seed: int = 0):
@@ -341,6 +353,54 @@ def prefix(function: Callable) -> str:
     }}, "one opening, one set of log-probs. SFT cannot raise the one answer there without the other.")
 
 
+# ---------------------------------------------------------------------------------------------------- 05: ASFT's weights
+
+def asft(function: Callable) -> str:
+    """−∂L/∂a_w and −∂L/∂a_l of ASFT's loss, pair by pair: a_w, a_l (B,), λ."""
+    cases = [(torch.tensor(w, dtype=torch.float64), torch.tensor(l, dtype=torch.float64), lam) for w, l, lam in (
+        ([-0.9, -2.5, -0.05], [-1.3, math.log(0.5), -0.2], 0.1), ([-0.4, -30.0, -1e-3], [-40.0, -1e-6, -1e-17], 0.7))]
+
+    def loss(a_w: Decimal, a_l: Decimal, lam: Decimal) -> Decimal:
+        """As the paper has it, with odds, in 60 digits."""
+        odds_w, odds_l = (a.exp() / (1 - a.exp()) for a in (a_w, a_l))
+        return -a_w + lam * ((1 + 1 / odds_w).ln() + (1 + odds_l).ln())
+
+    def differences(a_w, a_l, lam) -> dict:
+        pushes = {"push on the chosen answer": torch.empty_like(a_w), "push on the rejected answer": torch.empty_like(a_l)}
+        with localcontext() as context:
+            context.prec = 60
+            lam = Decimal(str(lam))
+            for b, (w, l) in enumerate(zip(map(Decimal, a_w.tolist()), map(Decimal, a_l.tolist()), strict=True)):
+                h = Decimal("1e-20")
+                up = (loss(w + w * h, l, lam) - loss(w - w * h, l, lam)) / (2 * w * h)
+                down = (loss(w, l + l * h, lam) - loss(w, l - l * h, lam)) / (2 * l * h)
+                for push, slope in zip(pushes.values(), (up, down), strict=True):
+                    push[b] = -float(slope)
+        return pushes
+
+    return grade(function, cases, differences, {
+        "push on the chosen answer": {
+            "right up to the sign: that is the slope of the loss. A push is minus the slope, so the chosen answer goes up.":
+                lambda w, l, lam: torch.full_like(w, -1 - lam),
+            "that is the SFT term alone. The alignment term, −λ log σ(log O_w) = −λ a_w, adds its own.":
+                lambda w, l, lam: torch.ones_like(w),
+            "that is the alignment term alone. The SFT term, −a_w, adds its own.": lambda w, l, lam: torch.full_like(w, lam),
+            "that is −∂L/∂p_w. The slope was asked in a = log p, which has a factor p more.":
+                lambda w, l, lam: (1 + lam) / w.exp()},
+        "push on the rejected answer": {
+            "right up to the sign: this raises the rejected answer.": lambda w, l, lam: lam / torch.expm1(-l),
+            "λ is missing.": lambda w, l, lam: -1 / torch.expm1(-l),
+            "that is −∂L/∂p_l. The slope was asked in a = log p, which has a factor p more.":
+                lambda w, l, lam: lam / torch.expm1(l),
+            "that is −λ p; the slope of log(1 − p) also has 1 − p below.": lambda w, l, lam: -lam * l.exp(),
+            "you used the chosen answer's log-prob in it.": lambda w, l, lam: -lam / torch.expm1(-w),
+            "that is as hard as the push up, as in DPO. Here each answer is judged alone.":
+                lambda w, l, lam: torch.full_like(l, -1 - lam),
+            "right, but for probabilities within rounding of 1: there 1 − eᵃ is 0. Use torch.expm1.":
+                lambda w, l, lam: -lam * l.exp() / (1 - l.exp())},
+    }, "up for ever, down by the odds: nothing at p = 0, λ at ½, without bound at 1.")
+
+
 # ---------------------------------------------------------------------------------------------------- 06: discriminate
 
 def silent_bug(function: Callable) -> str:
@@ -422,3 +482,61 @@ def success(function: Callable) -> str:
         "rows and columns of the moves are swapped: a row is where you stand, a column where you get.":
             lambda P, policy, ends, goals, start: chance(*swapped(P, policy), ends, goals, start),
     }}, "one linear system in place of ten thousand walks.", rtol=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------- 08: live with your guesses
+
+def propagation(function: Callable) -> str:
+    """Weights of IFT's propagated loss, of token losses c (T,) and gamma: S/Z detached, with gradient, and which is used."""
+    draw = torch.Generator().manual_seed(8)
+    cases = [(3 * torch.rand(T, generator=draw, dtype=torch.float64) ** 3 + 0.05, gamma) for T, gamma in ((7, 0.95), (5, 0.4))]
+
+    def tails(c, gamma) -> Tensor:
+        """S_t, summed as it is written."""
+        return torch.stack([sum(gamma ** (i - t) * c[i] for i in range(t, len(c))) for t in range(len(c))])
+
+    def both(c, gamma) -> dict:
+        c = c.clone().requires_grad_()
+        S = tails(c, gamma)
+        loss = (c * S).sum() / S.sum()
+        return {"detached": (S / S.sum()).detach(), "full": torch.autograd.grad(loss, c)[0], "release": 1}
+
+    def full(of: Callable) -> Callable:
+        """A mistake in (S + P − L C) / Z, made of its parts."""
+        def mistaken(c, gamma):
+            S, P, C = tails(c, gamma), tails(c.flip(0), gamma).flip(0), tails(torch.ones_like(c), gamma).flip(0)
+            return of(S, P, C, (c * S).sum() / S.sum()) / S.sum()
+        return mistaken
+
+    return grade(function, cases, both, {
+        "detached": {
+            "that is c · S / Z, the loss itself. Its slope in c_t, with S_t / Z held fixed, was asked for.":
+                lambda c, gamma: c * tails(c, gamma) / tails(c, gamma).sum(),
+            "the normalisation is missing: divide by Z = Σ S_t.":
+                lambda c, gamma: tails(c, gamma),
+            "these favour late tokens: you summed over i ≤ t. A token answers for what follows it.":
+                lambda c, gamma: tails(c.flip(0), gamma).flip(0) / tails(c, gamma).sum(),
+            "these favour late tokens, by their own sums. A token answers for what follows it.":
+                lambda c, gamma: tails(c.flip(0), gamma).flip(0) / tails(c.flip(0), gamma).sum(),
+            "γ is missing: what follows further away counts less.":
+                lambda c, gamma: tails(c, 1.0) / tails(c, 1.0).sum(),
+            "those are the full weights. With S_t / Z held fixed, only the factor c_t has a slope.":
+                lambda c, gamma: both(c, gamma)["full"],
+        },
+        "full": {
+            "those are the detached ones. S_t and Z depend on c_j as well.":
+                full(lambda S, P, C, L: S),
+            "P_j is missing: c_j is inside S_t for every t ≤ j.":
+                full(lambda S, P, C, L: S - L * C),
+            "Z was held fixed: it depends on c_j as well, which brings the term −L C_j.":
+                full(lambda S, P, C, L: S + P),
+            "the sign of L C_j: raising the denominator lowers the loss.":
+                full(lambda S, P, C, L: S + P + L * C),
+            "−L C_j lacks the C_j: c_j is in Z once for every t ≤ j, discounted.":
+                full(lambda S, P, C, L: S + P - L),
+        },
+        "release": {
+            "the release lets the gradient through the weights: an issue of its repository asks, and the author confirms it.":
+                lambda c, gamma: 0,
+        },
+    }, "both. With the gradient, late and easy tokens can be pushed down; the release does that, `detach_weights` does not.")

@@ -78,14 +78,35 @@ def right_prefix(good, bad):
     return next((i for i, (g, b) in enumerate(zip(good, bad, strict=False)) if g != b), min(len(good), len(bad)))
 
 
+def discounts(c, gamma):
+    steps = torch.arange(len(c))[None] - torch.arange(len(c))[:, None]
+    return torch.tril(gamma ** steps.abs().to(c)).T
+
+
+def detached_weights(c, gamma):
+    return discounts(c, gamma) @ c / discounts(c, gamma).sum(0).dot(c)
+
+
+def full_weights(c, gamma, P=1, C=1):
+    D = discounts(c, gamma)
+    Z = (D @ c).sum()
+    return (D @ c + P * D.T @ c - C * (c @ D @ c) / Z * D.sum(0)) / Z
+
+
+def right_asft(a_w, a_l, lam):
+    return (1 + lam) * torch.ones_like(a_w), -lam / (torch.exp(-a_l) - 1 if a_l[-1] < -1e-9 else torch.special.expm1(-a_l))
+
+
 # {grader: what solves it}
 SOLVED = {
+    "asft": right_asft,
     "prefix": right_prefix,
     "backward": right_backward,
     "push": right_push,
     "score": lambda *row: sum(logp for logp, here, _ in right_score(*row) if here),
     "silent_bug": lambda gamma, tau, K: gamma,
     "success": lambda *lake: right_values(*lake) @ lake[4][~lake[2]],
+    "propagation": lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma), 1),
 }
 
 # {grader: [(what a reader might write, a piece of what must be said)]}
@@ -100,6 +121,17 @@ WRONG = {
         (lambda *row: sum(logp for logp, here, _ in right_score(*row) if here).exp(), "that is the probability"),
         (lambda z, y, m: (z[:-1].exp() / z[:-1].exp().sum(-1, True)).log().gather(1, y[1:, None])[m[1:]].sum(), "overflow"),
         (lambda z, y, m: z[:-1].log_softmax(-1).gather(1, y[1:, None])[:, 0][m[1:]], "its shape is"),
+    ],
+    "asft": [
+        (lambda *x: tuple(-push for push in right_asft(*x)), "chosen answer: right up to the sign"),
+        (lambda *x: (right_asft(*x)[0], -right_asft(*x)[1]), "answer is right. push on the rejected answer: right up to"),
+        (lambda w, l, lam: (torch.ones_like(w), right_asft(w, l, lam)[1]), "the SFT term alone"),
+        (lambda w, l, lam: (right_asft(w, l, lam)[0] / w.exp(), right_asft(w, l, lam)[1]), "factor p more"),
+        (lambda w, l, lam: (right_asft(w, l, lam)[0], right_asft(w, l, lam)[1] / l.exp()), "factor p more"),
+        (lambda w, l, lam: (right_asft(w, l, lam)[0], -lam * l.exp()), "1 − p below"),
+        (lambda w, l, lam: (right_asft(w, l, lam)[0], right_asft(w, l, 1.0)[1]), "λ is missing"),
+        (lambda w, l, lam: (right_asft(w, l, lam)[0], -lam * l.exp() / (1 - l.exp())), "within rounding of 1"),
+        (lambda w, l, lam: (1 + lam, right_asft(w, l, lam)[1]), "its shape is"),
     ],
     "prefix": [
         (lambda good, bad: [g == b for g, b in zip(good, bad, strict=False)].count(True), "wherever they stand"),
@@ -156,6 +188,20 @@ WRONG = {
         (lambda P, p, ends, goals, start: right_values(P, p, ends, goals), "its shape is"),
         (lambda P, p, ends, goals, start: torch.linalg.solve(torch.eye(len(start)) - (p[:, :, None] * P).sum(1), goals * 1.0)[0],
          "your function stopped with"),
+    ],
+    "propagation": [
+        (lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma), 0), "detached and full are right. release: the"),
+        (lambda c, gamma: (full_weights(c, gamma), detached_weights(c, gamma), 1), "detached: those are the full weights"),
+        (lambda c, gamma: (detached_weights(c, gamma), detached_weights(c, gamma), 1), "full: those are the detached ones"),
+        (lambda c, gamma: (detached_weights(c, gamma), -full_weights(c, gamma), 1), "up to the sign"),
+        (lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma, P=0), 1), "P_j is missing"),
+        (lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma, C=0), 1), "Z was held fixed"),
+        (lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma, C=-1), 1), "the sign of L C_j"),
+        (lambda c, gamma: (detached_weights(c.flip(0), gamma).flip(0), full_weights(c, gamma), 1), "these favour late tokens"),
+        (lambda c, gamma: (detached_weights(c, 1.0), full_weights(c, gamma), 1), "γ is missing"),
+        (lambda c, gamma: (c * detached_weights(c, gamma), full_weights(c, gamma), 1), "the loss itself"),
+        (lambda c, gamma: (len(c) * detached_weights(c, gamma), full_weights(c, gamma), 1), "times what it should be"),
+        (lambda c, gamma: detached_weights(c, gamma), "returns 1 value(s)"),
     ],
 }
 
