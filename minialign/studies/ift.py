@@ -50,7 +50,7 @@ def residual(lab: Lab) -> Findings:
         runs[f"{c} random, λ 0.5"] = Run(RandomGuesses, {"lam": 0.5, "gamma": 0.0}, noise)
     data = lab.run(runs)
     gain = {(c, lam): Difference(data[f"{c} λ {lam:g}"], data[f"{c} sft"], "right") for c in CONDITIONS for lam in lams}
-    helped = [key for key, d in gain.items() if d.above(SMALL / 3)]
+    helped = [key for key, d in gain.items() if d.more()]
     paper = [gain[c, lam] for c in CONDITIONS for lam in (0.2, 0.5)]
     if any(lam in (0.2, 0.5) for _, lam in helped):
         verdict = HOLDS if {c for c, _ in helped} == set(CONDITIONS) else f"holds only with {TITLES[helped[0][0]]}"
@@ -77,7 +77,7 @@ def propagation(lab: Lab) -> Findings:
     gain = {(c, form): Difference(data[f"{c} {form}"], data[f"{c} simple sum"], "right")
             for c in CONDITIONS for form in ("released code", "eq. 21")}
     own = {c: Difference(data[f"{c} released code"], data[f"{c} released, detached"], "right") for c in CONDITIONS}
-    clear = [key for key, d in gain.items() if d.above(SMALL / 3)]
+    clear = [key for key, d in gain.items() if d.more()]
     if clear:
         verdict = HOLDS if len(clear) == len(gain) else "holds only for " + " and ".join(
             f"{form} with {TITLES[c]}" for c, form in clear)

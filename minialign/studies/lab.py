@@ -90,6 +90,10 @@ class Difference:
         """Clearly: the whole interval lies above x. Never with a single seed, which has no interval."""
         return self.mean - self.half > x
 
+    def more(self) -> bool:
+        """Clearly above 0, and by more than what we call no difference."""
+        return self.above() and self.mean > SMALL
+
     def below(self, x: float = 0.0) -> bool:
         return self.mean + self.half < x
 
