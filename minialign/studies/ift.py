@@ -11,6 +11,7 @@ from minialign.logps import batch_logps, fused_pass
 from minialign.methods import METHODS
 from minialign.plot import COLOR
 from minialign.small import base_model
+from minialign.stats import show
 from minialign.studies import plots
 from minialign.studies.lab import (
     CONDITIONS,
@@ -146,10 +147,10 @@ def greedy(lab: Lab) -> Findings:
                     data[f"guesses {group}, {name}"].setdefault(mark, []).append(value)
     same, other = data["guesses right, ift"], data["guesses wrong, ift"]
     verdict = HOLDS if max(same["gradient"]) == 0 < min(other["gradient"]) else NOT
-    sentence = (f"On questions where every greedy guess of the base model is the label, the gradients of IFT (λ = {lam}) and SFT "
-                f"differ by {max(same['gradient']):.1e} of their length at most, elsewhere by {min(other['gradient']):.2f} at "
-                f"least; trained on those, the answers' log-probs end {plots.average(same['apart']):.4f} nats apart, elsewhere "
-                f"{Difference(other, same, 'apart')} more.")
+    sentence = (f"On questions where every greedy guess of the base model is the label, the first gradient of IFT (λ = {lam}) is "
+                f"off SFT's by {max(same['gradient']):.2g} of its length, elsewhere by {min(other['gradient']):.2f} at least. "
+                f"Trained on those questions, the answers' log-probs end {max(same['apart']):.1g} nats apart at most, elsewhere "
+                f"{show(other['apart'])}.")
     shown = {mark: MARKS[mark] for mark in ("right", "wrong", "garbage", "agree", "skill")}
     shown |= {"gradient": ("gradient off SFT's", 4), "apart": ("log-probs off SFT's", 4)}
     return Findings(data, verdict, sentence, lambda out: plots.dots(

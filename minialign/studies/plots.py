@@ -57,7 +57,7 @@ def dots(values: dict[str, dict[str, list]], xlabel: str, question: str, out: Pa
         for y, (setting, numbers) in enumerate(reversed(settings.items())):
             color, mean = color_of(setting, colors or {}), average(numbers)
             axes.barh(y, mean, color=color, height=0.6, alpha=0.85)
-            axes.plot(numbers, [y] * len(numbers), "o", color="white", markeredgecolor="black", markersize=4)
+            axes.plot(numbers, [y] * len(numbers), "o", color="white", markeredgecolor="black", markersize=4, clip_on=False)
             axes.annotate(f"{mean:.3g}", (max([mean, *numbers]), y), xytext=(7, 0), textcoords="offset points", va="center",
                           fontsize=9)
         if line is not None:
