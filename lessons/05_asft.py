@@ -64,24 +64,31 @@ for lower in 0.0, 50.0:
 #
 #     −∂L/∂a_w = 1 + λ                     −∂L/∂a_l = λ · ∂/∂a_l log(1 − e^{a_l}) = −λ p_l/(1 − p_l)
 #
-# and each of n tokens gets 1/n of it. In float32, the odds as typed in a paper, against the short form as minialign has it:
+# and each of n tokens gets 1/n of it. In float32, the odds as typed in a paper and autograd, then minialign's short form:
 
 # %%
-for a_w, a_l in (-0.5, -1.0), (-0.5, -1e-3), (-0.5, -1e-8):
-    p_w, p_l = torch.tensor(a_w).exp(), torch.tensor(a_l).exp()
-    typed = -p_w.log() - 0.1 * ((p_w / (1 - p_w)).log().sigmoid().log() + (-(p_l / (1 - p_l)).log()).sigmoid().log())
-    loss, weights, _ = METHODS["asft"](lam=0.1).weigh(torch.tensor([a_w, a_l]).view(2, 1, 1), one)
-    up, down = weights.flatten().tolist()
-    print(f"a_l = {a_l:6g}: typed {float(typed):.4f}, short {float(loss):.4f}, weights {up:.4f} {down:.4g}")
+for a_l in -1.0, -1e-3, -1e-8:
+    a = torch.tensor([-0.5, a_l], requires_grad=True)
+    log_odds = (a.exp() / (1 - a.exp())).log()
+    typed = -a[0] - 0.1 * (log_odds[0].sigmoid().log() + (-log_odds[1]).sigmoid().log())
+    slopes = [round(-float(slope), 4) for slope in torch.autograd.grad(typed, a)[0]]
+    loss, weights, _ = METHODS["asft"](lam=0.1).weigh(a.detach().view(2, 1, 1), one)
+    print(f"a_l = {a_l:6g}: typed {float(typed.detach()):.4f} {slopes}, short {float(loss):.4f} "
+          f"{[round(float(w), 4) for w in weights.flatten()]}")
 
 # %% [markdown]
-# At −1e-8 the typed form is infinite; one release clamps p at 1 − 1e-7 instead, and has there a push of the wrong size. The
-# paper's β (0.1) is our λ, a weight. The same release has a β that tempers the odds: another loss (our `beta_odds`).
+# At −1e-8 the typed form is no longer a number. One release clamps p at 1 − 1e-7 instead: a push of the wrong size. The paper's
+# β (0.1) is our λ, a weight; the β of that release tempers the odds and makes another loss (our `beta_odds`). That a is a *mean*
+# over tokens follows released code; the paper may mean a sum in its SFT term.
 #
 # ## In probabilities, or in log-probs?
-# The ASFT paper (section 4.1) blames the Bradley–Terry model: for DPO, |∂L/∂p_l| : |∂L/∂p_w| = p_w : p_l, so the rejected answer,
-# soon the less likely one, has the larger gradient. True, and by ∂L/∂log p = p · ∂L/∂p also this: in log-probs both are equal,
-# always, and it is log-probs through which a gradient enters the network (lesson 02). Rejected push ÷ chosen push:
+# *Which property of the Bradley–Terry model makes DPO punish more than it rewards?* The ASFT paper (section 4.1) answers with the
+# slopes in probabilities. Log-probs have the slopes above, and ∂log p/∂p = 1/p, so for answers of one token
+#
+#     ∂L/∂p_w = −β σ(−z)/p_w        ∂L/∂p_l = β σ(−z)/p_l        |∂L/∂p_l| : |∂L/∂p_w| = p_w : p_l
+#
+# The rejected answer, soon the less likely one, has the larger slope. True; but in log-probs both are equal, always, and it is
+# through log-probs that a gradient enters the network (lesson 02). Rejected ÷ chosen:
 
 # %%
 for p_w, p_l in (0.3, 0.65), (0.65, 0.3), (0.95, 0.01):
@@ -149,11 +156,11 @@ for sign, word in (1, "up"), (-1, "down"):
 # The pushes up, left alone, bring the chosen answer to the top and keep it there. It is the push *down* that takes it along: the
 # two answers share their words, their context and every parameter, and lesson 02 said who gets what an unlikely token loses.
 # So the cure is not to push the chosen answer harder, but to stop pushing the rejected one when it is unlikely enough. That is
-# λ p/(1−p). It has a price: at p near 1 the push is huge, so λ must be small (try 0.5 and watch P(neither)).
+# λ p/(1−p). What it costs elsewhere, on questions nobody disputed and on another skill, is in the table of the README.
 #
-# *What is gained without a reference?* A second model in memory, or one forward pass over the data before training: that is
-# `add_reference` above, one number per answer. The paper's 13 % time and 16.7 % memory are against a reference kept in memory;
-# `python -m minialign study cost` measures both ways. What is lost: nothing ties ASFT to where it started.
+# *What is gained without a reference?* The memory of a second model, or one forward pass over the data before training: that is
+# `add_reference` above, one number per answer. The paper reports 13 % of time and 16.7 % of memory; `python -m minialign study
+# cost` measures it both ways, and `study init` whether ASFT minds the initial model less. Lost: nothing ties it to the start.
 #
 # ## The picture
 
@@ -183,8 +190,8 @@ for name in names:
     print(f"  {name:4} {w:.2g} and {l:.2g}")
 
 # %% [markdown]
-# How far the chosen answer falls depends on the learning rate; at half of it, it ends near where it began (try it). And ASFT is
-# not "balanced" either: its rejected answer falls several times further than the chosen one rises, because log P ends at 0.
+# How far DPO's chosen answer falls depends on the learning rate and on the seed (try 5e-4). And ASFT is not "balanced" either:
+# its rejected answer falls several times further than the chosen one rises, because log P ends at 0.
 #
 # ## Exercise ●●○ (15 minutes)
 # ASFT's two weights, from mean log-probs (float64). Mind what happens at p → 0, ½ and 1.
@@ -202,7 +209,7 @@ print(check.asft(your_asft))
 # %% [markdown]
 # ## Try
 # * `METHODS["dpo"](beta=1.0)`: a margin of a few nats is enough. What changes?
-# * `lr=5e-4`, or `epochs=1`: when would you have stopped DPO, looking at these curves? Looking at pairs ranked right only?
+# * `lr=5e-4`. When would you have stopped DPO, looking at these curves? And looking only at the share of pairs ranked right?
 # * "orpo", "simpo", "ipo" instead of "asft". Where does each let go? (`methods/preference.py` begins with the table.)
 #
 # **Next:** 06 pushes down what the model itself would say. No pairs needed.
