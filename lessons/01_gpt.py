@@ -51,7 +51,8 @@ for (prompt, answer), example in list(zip(texts, examples, strict=True))[:4]:
 #     P(y | x) = Π_t P(y_t | x, y_<t)             log P(y | x) = Σ_t log P(y_t | x, y_<t)
 #     P(v | x, y_<t) = exp z[v] / Σ_w exp z[w]    log P(y_t | x, y_<t) = z[y_t] − log Σ_w exp z[w]
 #
-# Training (supervised fine-tuning, SFT, lesson 04) raises the mean of these log-probs: the loss is minus that mean.
+# Training (supervised fine-tuning, SFT: eq. 1 of the DFT paper, 2502.18679, and lesson 04) raises these log-probs: the loss is
+# minus their mean.
 
 # %%
 model = Transformer(tasks.small_config(tokenizer.vocab_size))
@@ -86,8 +87,9 @@ with torch.no_grad():
 print(f"sum by hand {total:.5f}, by the package {float(logps[0].sum()):.5f}")
 
 # %% [markdown]
-# Both sums agree. Now let it speak for others: the share of right answers to questions it has never seen, by who is asked.
-# `P(right)` is not sampled; it is exp of a sum like the one above.
+# Both sums agree. The end token counts: "9.9" and "9.9 and" are two answers. (IFT's released code counts it only where the chat
+# template writes one.) Now let the model speak for others: the share of right answers to questions it has never seen, by who is
+# asked. `P(right)` is not sampled; it is exp of a sum like the one above.
 
 # %%
 disputed = [q for q in held_out if q.disputed][: 40 if args.fast else 300]
