@@ -78,11 +78,11 @@ def answers(q):
 base, tokenizer = check.base_model(args)
 train, held_out = ([q for q in part if q.disputed and q.first == q.wrong] for part in tasks.all_questions(random.Random(0)))
 asked = collate([tasks.as_example(tokenizer, i, q.prompt(), answers(q)) for i, q in enumerate(held_out[:64])])
-recipe, curves = Recipe(epochs=1 if args.fast else 4, batch=32, micro_batch=32, lr=2e-3), []
+curves = []
 for seed in [0] if args.fast else [0, 1, 2]:
     questions = random.Random(seed).sample(train, 128 if args.fast else 512)
     examples = [tasks.as_example(tokenizer, i, q.prompt(), answers(q)[:1]) for i, q in enumerate(questions)]
-    model = copy.deepcopy(base)
+    model, recipe = copy.deepcopy(base), Recipe(epochs=1 if args.fast else 4, micro_batch=32, lr=2e-3, seed=seed)
     with torch.no_grad():
         curve = [(0, batch_logps(model, asked).mean(1))]                # (A, T): mean over held-out questions
     for record in fit(model, METHODS["sft"](), examples, recipe):
