@@ -56,8 +56,9 @@ def label_ends(axes, ends: list[tuple[float, float, str, str]], size: float = 8)
     for i in reversed(range(len(ys))):
         ys[i] = min(ys[i], ys[i + 1] - gap if i + 1 < len(ys) else high)
     for (x, y, text, color), placed in zip(ends, ys, strict=True):
+        leader = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 0}
         axes.annotate(text, (x, y), xytext=(x * 1.04, placed), color=color, fontsize=size, va="center", annotation_clip=False,
-                      arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5})
+                      arrowprops=leader)
 
 
 def average(values) -> float:
@@ -103,7 +104,8 @@ def stack(answers, kept, y: float, marks: dict, color: str) -> None:
     answers.barh(y, right, color=color, height=0.72)
     answers.barh(y, wrong, left=right, color=WRONG, height=0.72, hatch="///", edgecolor="#b5483a", linewidth=0)
     answers.barh(y, garbage, left=right + wrong, color=GARBAGE, height=0.72)
-    answers.plot(marks["right"], [y] * len(marks["right"]), "o", color="white", markeredgecolor="black", markersize=3.5)
+    answers.plot(marks["right"], [y] * len(marks["right"]), "o", color="white", markeredgecolor="black", markersize=3.5,
+                 clip_on=False)
     x = 0.012
     for dot in sorted(marks["right"]):                                  # the number stands in the first gap between the dots
         x = dot + 0.02 if dot < x + 0.1 else x
