@@ -107,6 +107,7 @@ SOLVED = {
     "silent_bug": lambda gamma, tau, K: gamma,
     "success": lambda *lake: right_values(*lake) @ lake[4][~lake[2]],
     "propagation": lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma), 1),
+    "bug_hunt": lambda: (2, 3, 1),
 }
 
 # {grader: [(what a reader might write, a piece of what must be said)]}
@@ -202,6 +203,15 @@ WRONG = {
         (lambda c, gamma: (c * detached_weights(c, gamma), full_weights(c, gamma), 1), "the loss itself"),
         (lambda c, gamma: (len(c) * detached_weights(c, gamma), full_weights(c, gamma), 1), "times what it should be"),
         (lambda c, gamma: detached_weights(c, gamma), "returns 1 value(s)"),
+    ],
+    "bug_hunt": [
+        (lambda: (1, 3, 1), "run A: look again: swapped answers"),
+        (lambda: (5, 3, 1), "run A: look again: with answers to other questions"),
+        (lambda: (2, 6, 1), "run A is right. run B: look again: without steps"),
+        (lambda: (2, 4, 1), "run B: look again: a rate that is too high"),
+        (lambda: (2, 3, 2), "run A and run B are right. run C: look again: a loss without the shift"),
+        (lambda: (2, 3), "returns 2 value(s)"),
+        (lambda: ("no shift", 3, 1), "numbers or tensors"),
     ],
 }
 
