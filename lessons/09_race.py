@@ -30,8 +30,7 @@ from minialign.train import add_reference, build_method, fit
 args = check.options()
 model, tokenizer = check.base_model(args)
 seeds, conditions = range(1 if args.fast else 5), {"right labels": 0.0, "30 % wrong": 0.3}
-names = ("sft", "sft x3", "ift", "asft", "orpo", "simpo_sft", "dft", "dft2", "dpo")
-names = names[::4] if args.fast else names
+names = ("sft", "dft") if args.fast else ("sft", "sft x3", "ift", "asft", "orpo", "simpo_sft", "dft", "dft2", "dpo")
 recipe = replace(RECIPE, epochs=1 if args.fast else 3)      # 24 updates at 5e-4, the best of three rates on seeds 7 and 8
 
 # %% [markdown]
@@ -45,7 +44,7 @@ recipe = replace(RECIPE, epochs=1 if args.fast else 3)      # 24 updates at 5e-4
 def draw(seed):
     """The negatives of a seed: six answers of the base model to every question, in the Troll's name."""
     prompts = [tokenizer.encode(question.prompt("troll")) for question in fine_tuning_questions(seed)]
-    pools = answers(model, tokenizer, prompts, 6, LONGEST, 0.7, 50, None, torch.Generator().manual_seed(seed))
+    pools = answers(model, tokenizer, prompts, 1 if args.fast else 6, LONGEST, 0.7, 50, None, torch.Generator().manual_seed(seed))
     return [[text or "?" for text, _ in pool] for pool in pools]
 
 
@@ -104,7 +103,8 @@ for condition in conditions:
 # %%
 figure, (*panels, lines) = plt.subplots(1, 4, figsize=(17, 4.8), layout="constrained")
 ahead, last_update = "chance of the right answer →", recipe.updates(len(examples))
-shown = [("right labels", "right", "right labels: who beats SFT (dotted)?"), ("30 % wrong", "right", "30 % wrong: who beats SFT?"),
+shown = [("right labels", "right", "right labels: who beats SFT (dotted)?"),
+         ("30 % wrong", "right", "30 % wrong: who beats SFT?"),
          ("30 % wrong", "agree", "30 % wrong: what is left of what it knew?")]
 for axes, (condition, mark, title) in zip(panels, shown, strict=True):
     for y, name in enumerate(names):
