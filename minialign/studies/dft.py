@@ -52,13 +52,11 @@ def likelihoods(lab: Lab) -> Findings:
     change = {name: Difference(data[name], still, "wanted_change")
               for name in ("dft", "simpo", "simpo tuned", "spin", "spin tuned")}
     short, pushed = (Difference(data["dft"], data["sft"], mark) for mark in ("wanted_change", "negatives_change"))
-    falls, rises = ([name for name in best if clearly(change[name])] for clearly in (Difference.below, Difference.above))
-    if not (change["dft"].above() and pushed.below()):
-        verdict = NOT if change["dft"].below() or pushed.above() else OPEN
-    elif len(falls) == 2:
-        verdict = HOLDS if all(change[f"{name} tuned"].below() for name in best) else "holds only at one learning rate for all"
+    falls = [name for name in best if change[name].below() and change[f"{name} tuned"].below()]
+    if change["dft"].above() and pushed.below():
+        verdict = HOLDS if len(falls) == 2 else "holds only for " + " and ".join(["DFT", *falls])
     else:
-        verdict = "holds only for " + " and ".join(["DFT", *falls]) if rises else OPEN
+        verdict = NOT if change["dft"].below() or pushed.above() else OPEN
     sentence = (f"Under DFT the log-prob of the wanted answers changes by {change['dft']} nats, {short} against SFT, and that of "
                 f"the model's own answers by {pushed} against SFT. The wanted ones change by {change['simpo']} under SimPO, by "
                 f"{change['spin']} under SPIN; at their best learning rates ({rates(best)}) by {change['simpo tuned']} and "
