@@ -17,7 +17,7 @@ from torch import Tensor
 from minialign import tokens
 from minialign.families import config_from_hf, config_to_hf, from_gpt2, gpt2_name, to_gpt2
 from minialign.files import replacing, write_tensors, write_text
-from minialign.model import Transformer
+from minialign.model import Config, Transformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -30,29 +30,45 @@ def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") ->
     replace such a file, as `save_model` does, and never write into it. Raises FileNotFoundError for what is not there,
     ValueError for what is damaged, of another shape or unsupported.
     """
-    folder, name = Path(path), str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    check_device(device)
+    config = read_config(path)
+    tokenizer = tokens.load_tokenizer(model_folder(path))
+    return load_weights(path, config, dtype, device), tokenizer
+
+
+def model_folder(path: str | Path) -> Path:
+    """The folder that holds the model: `path`, or what save_model was killed in while it put it in place. FileNotFoundError."""
+    folder = Path(path)
     if not (folder / "config.json").is_file() and (folder / SAVING / "config.json").is_file():
-        folder = folder / SAVING                                        # save_model was killed while it put this in place
+        return folder / SAVING
     if not (folder / "config.json").is_file():
         what = "has no config.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
         raise FileNotFoundError(f"{folder} {what} (a model is a folder with config.json, *.safetensors and tokenizer.json; "
                                 "`hf download OWNER/MODEL --local-dir DIR` makes one)")
-    raw = tokens.read_json(folder / "config.json")
+    return folder
+
+
+def read_config(path: str | Path) -> Config:
+    """The Config of a model folder; the weights are not touched. Raises as `load_model` does."""
+    file = model_folder(path) / "config.json"
     try:
-        config = config_from_hf(raw)
+        return config_from_hf(tokens.read_json(file))
     except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from None
-    tokenizer = tokens.load_tokenizer(folder)
+        raise ValueError(f"{file}: {error}") from None
+
+
+def load_weights(path: str | Path, config: Config, dtype: str, device: str) -> Transformer:
+    """The model of a folder whose Config is known."""
+    folder, name = model_folder(path), str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    check_device(device)
     with torch.device("meta"):
         model = Transformer(config)
     model.load_state_dict(read_state(folder, model, DTYPES[name], device), strict=True, assign=True)
     if config.tie:                                                      # two names, one parameter again
         model.lm_head.weight = model.model["embed_tokens"].weight
-    model.hf_config = raw                                               # save_model keeps the keys we have no use for
-    return model, tokenizer
+    model.hf_config = tokens.read_json(folder / "config.json")          # save_model keeps the keys we have no use for
+    return model
 
 
 def check_device(device: str) -> None:

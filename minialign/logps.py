@@ -70,6 +70,7 @@ def head_pass(states: Tensor, head: Tensor, method, batch: Batch, learn_head: bo
         logps[:, here][mask], log_p = score(h, head, targets, logits)
         part_loss, weights, info = method.weigh(logps[:, here], batch.part(begin, end))
         d_logits = logits.copy_(push(log_p, targets, weights[mask]))                # in float32 all three are one
+        del log_p                                                                   # and in bf16 the next part needs its memory
         d_states.index_add_(0, source, (d_logits @ head).to(d_states.dtype))
         if learn_head and d_head.dtype == d_logits.dtype:
             d_head.addmm_(d_logits.T, h)

@@ -6,8 +6,10 @@ at the end, model/. All the next update depends on is in the checkpoint: a kille
 
 import hashlib
 import json
+import math
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -15,19 +17,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from minialign import small
+from minialign import lora, memory, small
 from minialign.data import Example
 from minialign.files import write_tensors, write_text
 from minialign.jsonl import load_examples
-from minialign.load import check_device, load_model, save_model
+from minialign.load import check_device, load_weights, model_folder, read_config, save_model
 from minialign.methods import METHODS, Method
+from minialign.model import Config, Transformer
 from minialign.optim import AdamW
-from minialign.train import Recipe, add_mismatched, add_reference, build_method, fit
+from minialign.tokens import Tokenizer, load_tokenizer
+from minialign.train import Recipe, add_mismatched, add_reference, build_method, build_optimizer, fit
 
 
 def save_checkpoint(path: Path, model, optimizer: AdamW, method: Method, step: int) -> None:
     """Everything the next update depends on, in one file, replaced whole."""
-    tensors = {f"model.{name}": p for name, p in model.named_parameters()}
+    tensors = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
     tensors |= {f"optimizer.{name}": x for name, x in optimizer.state_dict().items()}
     tensors |= {f"method.{name}": x for name, x in method.state_dict().items()}
     write_tensors(path, tensors, {"step": str(step)})
@@ -40,7 +44,8 @@ def load_checkpoint(path: Path, model, optimizer: AdamW, method: Method) -> int:
             state = {name: file.get_tensor(name) for name in file.keys()}
             step = int(file.metadata()["step"])
         for name, p in model.named_parameters():
-            p.data.copy_(state[f"model.{name}"])
+            if p.requires_grad:
+                p.data.copy_(state[f"model.{name}"])
         for prefix, owner in (("optimizer.", optimizer), ("method.", method)):
             owner.load_state_dict({name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)})
     except (SafetensorError, KeyError, RuntimeError, TypeError, OSError) as error:
@@ -97,34 +102,75 @@ def train(args) -> None:
         raise ValueError(f"{out} is not empty; add --resume to continue the run in it, or choose another --out")
     if args.threads:
         torch.set_num_threads(args.threads)
-    model, tokenizer = open_model(args)
-    max_len = min(args.max_len or model.config.max_len, model.config.max_len)
+    model_config, tokenizer, load = open_model(args)
+    max_len = min(args.max_len or model_config.max_len, model_config.max_len)
     examples, truncated = load_examples(args.data, tokenizer, max_len, args.negatives)
     check_data(args.method, examples, args.data, args.negatives)
     method = build_method(args.method, args.hyper(), len(examples))
-    recipe = Recipe(**{f.name: getattr(args, f.name if f.name != "negatives" else "k") for f in fields(Recipe)})
+    recipe, adapters = recipe_of(args), adapters_of(args)
+    parts = memory.sheet(model_config, memory.load_of(examples, recipe), recipe, args.dtype,
+                         args.activation_checkpointing, adapters)
+    memory.check_fits(parts, args.device, advice(args))
+    model = load()
+    model.recompute = args.activation_checkpointing
+    if adapters:
+        lora.add_adapters(model, adapters.rank, adapters.alpha, adapters.targets, args.seed)
     print(f"{len(examples)} examples, {truncated} truncated, {recipe.updates(len(examples))} updates; {method}", flush=True)
     if "kl" in method.needs:
         add_mismatched(examples, max_len)
     write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
 
-    optimizer = AdamW(dict(model.named_parameters()), weight_decay=recipe.weight_decay, seed=recipe.seed)
+    optimizer = build_optimizer(model, recipe)
     if "reference" in method.needs:
         stored_reference(out / "reference.json", model, examples, recipe.micro_batch)
     start = load_checkpoint(checkpoint, model, optimizer, method) if args.resume and checkpoint.exists() else 0
     train_with_checkpoints(model, method, examples, recipe, optimizer, start, args.checkpoint_every, checkpoint, log)
+    if adapters:
+        lora.save_adapters(out / "adapter", model, args.model)
+        lora.merge(model)
     save_model(out / "model", model, tokenizer)
-    print(f"done: {out / 'model'}")
+    print(f"done: {out / 'model'}" + (f", its adapter alone: {out / 'adapter'}" if adapters else ""))
 
 
-def open_model(args):
-    """The model folder, or the small GPT of the race, whose base training takes half a minute the first time."""
+def open_model(args) -> tuple[Config, Tokenizer, Callable[[], Transformer]]:
+    """What is known of the model before its weights are read, and how to read them.
+
+    It is a model folder, or the small GPT of the race, whose base training takes half a minute the first time.
+    """
     if args.model != "small":
-        return load_model(args.model, args.dtype, args.device)
+        config = read_config(args.model)
+        check_device(args.device)
+        return config, load_tokenizer(model_folder(args.model)), lambda: load_weights(args.model, config, args.dtype, args.device)
     check_device(args.device)
     with tqdm(total=small.STEPS, desc="base model", unit="update", leave=False) as bar:
         model, tokenizer = small.base_model(args.seed, tick=bar.update)
-    return model.to(args.device, getattr(torch, args.dtype)), tokenizer
+    return model.config, tokenizer, lambda: model.to(args.device, getattr(torch, args.dtype))
+
+
+def recipe_of(args) -> Recipe:
+    """The Recipe that the flags describe. ValueError, in the flags' own words, for flags that contradict one another."""
+    given = {f.name: getattr(args, f.name if f.name != "negatives" else "k") for f in fields(Recipe)}
+    if args.inside_backward and (args.batch > args.micro_batch or args.pass_tokens or args.clip):
+        raise ValueError("--inside-backward updates in one pass, before the whole gradient is known: give --micro-batch as large "
+                         f"as --batch ({args.batch}), and neither --pass-tokens nor --clip")
+    return Recipe(**given | {"clip": args.clip or (math.inf if args.inside_backward else 1.0)})
+
+
+def adapters_of(args) -> memory.Adapters | None:
+    if args.lora_rank is None:
+        if args.lora_alpha or args.lora_targets:
+            raise ValueError("--lora-alpha and --lora-targets describe adapters; give --lora-rank too, such as 16")
+        return None
+    targets = tuple(args.lora_targets.split(",")) if args.lora_targets else lora.TARGETS
+    return memory.Adapters(args.lora_rank, args.lora_alpha or 2.0 * args.lora_rank, targets)
+
+
+def advice(args) -> str:
+    """The flags that would need less memory and are not given yet, the cheapest first."""
+    ways = {"--activation-checkpointing": not args.activation_checkpointing, "--micro-batch 1": args.micro_batch > 1,
+            "--dtype bfloat16": args.dtype != "bfloat16", "--moments bfloat16": args.moments != "bfloat16" and not args.lora_rank,
+            "a smaller --max-len": True, "--lora-rank 16": args.lora_rank is None}
+    return ", ".join(flag for flag, helps in ways.items() if helps)
 
 
 def stored_reference(path: Path, model, examples: list[Example], micro_batch: int) -> None:

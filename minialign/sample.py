@@ -1,8 +1,7 @@
-"""Answers drawn from a model: the pool of negatives that DFT learns against, and one prompt continued on the terminal."""
+"""Answers drawn from a model: the pool of negatives that DFT learns against."""
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -144,26 +143,3 @@ def run(args) -> None:
             file.flush()
             bar.update(len(prompts[here]))
     print(f"{len(prompts)} prompts with {args.k} answers each: {out}")
-
-
-def talk(args) -> None:
-    """`minialign generate`: the prompt's continuation, written as it comes."""
-    model, tokenizer = load_model(args.model, args.dtype, args.device)
-    chat = tokenizer.chat_template is not None and not args.raw
-    ids = encode_prompt(tokenizer, [{"role": "user", "content": args.prompt}] if chat else args.prompt)
-    generator = torch.Generator(model.head.device).manual_seed(args.seed)
-    tokens, new, written = torch.tensor([ids], device=model.head.device), [], ""
-    most = room(model, [ids], args.max_new_tokens)
-    if not chat:
-        sys.stdout.write(args.prompt)
-    for token in model.stream(tokens, most, 0.0 if args.greedy else args.temperature, args.top_k, args.top_p,
-                              tokenizer.stop_ids, generator=generator):
-        if int(token) in tokenizer.stop_ids:
-            break
-        new.append(int(token))
-        text = tokenizer.decode(ids + new)[len(tokenizer.decode(ids)) :]
-        if not text.endswith("\ufffd"):                                  # half a character: wait for its other bytes
-            sys.stdout.write(text[len(written) :])
-            sys.stdout.flush()
-            written = text
-    print()

@@ -3,6 +3,7 @@ and one clear sentence for every mistake.
 """
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from conftest import SHAPES
 
-from minialign import METHODS, __main__, load_model, save_model
+from minialign import METHODS, __main__, load_model, save_model, talk
 from minialign.__main__ import METHOD_NAMES, Train, main
 from minialign.jsonl import encode_answer
 from minialign.model import Config, Transformer
@@ -81,6 +82,27 @@ def test_the_pool_holds_the_log_probs_of_its_own_texts(folder, pairs, tmp_path):
             with torch.no_grad():
                 log_p = model.logits(torch.tensor([prompt + answer])).log_softmax(-1)[0, len(prompt) - 1 : -1]
             assert l == pytest.approx(log_p.gather(1, torch.tensor(answer)[:, None]).sum().item(), abs=1e-4)
+
+
+TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+
+
+def test_a_conversation_remembers_until_the_context_is_full_or_an_empty_line(folder, tmp_path, capsys, monkeypatch):
+    shutil.copytree(folder, tmp_path / "chat")
+    file = tmp_path / "chat" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": TEMPLATE}))
+    lines, asked = iter(["hi", "more", "", "x" * 9, "y" * 30]), []
+    monkeypatch.setattr("builtins.input", lambda _: next_or_end(lines))
+    monkeypatch.setattr(talk, "say", lambda model, tokenizer, ids, *_: asked.append(tokenizer.decode(ids)) or "ok")
+    assert main(["generate", "--model", str(tmp_path / "chat"), "--chat", "--system", "be"]) == 0
+    assert asked == ["s:be\nu:hi\na:", "s:be\nu:hi\na:ok\nu:more\na:", f"s:be\nu:{'x' * 9}\na:", f"s:be\nu:{'y' * 30}\na:"]
+    assert "forgotten" in capsys.readouterr().err
+
+
+def next_or_end(lines):
+    for line in lines:
+        return line
+    raise EOFError
 
 
 def command(*words):
@@ -150,6 +172,14 @@ def test_resuming_another_run_is_refused(folder, pairs, tmp_path, capsys):
     (["train", "--method", "ift", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--lam", "3"], "lam is 3.0"),
     (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--device", "cuda:99"], "cuda"),
     (["evaluate", "--model", "{folder}", "--data", "{tmp}"], "is a folder; give a JSONL file"),
+    (["generate", "--model", "{folder}"], "give either --prompt TEXT"),
+    (["generate", "--model", "{folder}", "--chat"], "has no chat template"),
+    (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--inside-backward"],
+     "give --micro-batch as large as --batch (32)"),
+    (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--lora-alpha", "3"],
+     "give --lora-rank too"),
+    (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--lora-rank", "2",
+      "--lora-targets", "q_proj,qkv"], "no layer is called 'qkv'"),
     (["compare", "--methods", "sft,magic"], "no method magic; choose from sft, asft"),
 ])
 def test_every_mistake_gets_one_sentence_and_status_2(words, sentence, folder, pairs, tmp_path, capsys):
