@@ -33,12 +33,25 @@ class Train:
     k: int | None = arg(None, "negatives per prompt and epoch, taken in turn from the file; all of them unless given", least=1)
     epochs: int = arg(1, "passes over the data", least=1)
     batch: int = arg(32, "prompts per update", least=1)
-    micro_batch: int = arg(8, "prompts per forward pass: less needs less memory, the result is the same", least=1)
+    micro_batch: int = arg(8, "most prompts per forward pass: less needs less memory, the result is the same", least=1)
+    pass_tokens: int | None = arg(None, "most tokens per forward pass, padding included: short examples then go in larger passes "
+                                        "than long ones, up to --micro-batch", least=1)
     lr: float = arg(5e-4, "peak learning rate; 5e-7 to 2e-6 for a 7 B model, around 5e-4 for a tiny one", above=0.0)
     warmup: float = arg(0.1, "share of the updates in which the learning rate rises; then it falls along a cosine to 0",
                         least=0.0, most=0.99)
     weight_decay: float = arg(0.0, "decoupled weight decay on matrices", least=0.0)
-    clip: float = arg(1.0, "gradients longer than this are shortened to it", above=0.0)
+    clip: float | None = arg(None, "gradients longer than this are shortened to it; 1 unless given", above=0.0)
+    beta1: float = arg(0.9, "AdamW's memory of gradients; 0 makes it RMSprop, and saves that memory", least=0.0, most=0.9999)
+    beta2: float = arg(0.95, "AdamW's memory of their squares", least=0.0, most=0.9999)
+    moments: str = arg("float32", "in what AdamW keeps both; bfloat16 halves their memory", choices=DTYPES[:2])
+    inside_backward: bool = arg(False, "update each parameter as soon as its gradient is there and keep no gradient: "
+                                       "an update is one pass, not clipped")
+    activation_checkpointing: bool = arg(False, "keep only the input of every layer, and compute the rest again going back: "
+                                                "much less memory, a quarter to a third more time")
+    lora_rank: int | None = arg(None, "train low-rank adapters of this rank and leave the weights alone; "
+                                      "all weights learn unless given", least=1)
+    lora_alpha: float | None = arg(None, "the adapters' scale is this over the rank; twice the rank unless given", above=0.0)
+    lora_targets: str | None = arg(None, "the linear layers that get one, separated by commas; all of them unless given")
     max_len: int | None = arg(None, "longest prompt + answer in tokens, the model's context unless given; "
                                     "what is longer is cut and counted", least=2)
     seed: int = arg(0, "order of the data, and all else that is drawn", least=0, most=10**9)
@@ -108,7 +121,9 @@ class Evaluate:
 @dataclass(frozen=True)
 class Generate:
     model: str = arg(..., "model folder")
-    prompt: str = arg(..., "text to continue; models with a chat template get it as a user's message")
+    prompt: str | None = arg(None, "text to continue; models with a chat template get it as a user's message")
+    chat: bool = arg(False, "a conversation on the terminal instead; the model needs a chat template")
+    system: str | None = arg(None, "system message before the prompt or the conversation")
     raw: bool = arg(False, "continue the text as it stands, chat template or not")
     greedy: bool = arg(False, "always take the likeliest token")
     temperature: float = arg(0.7, "how adventurous the draw is", least=0.0)
@@ -138,7 +153,7 @@ VERBS = {   # verb: arguments, module and function, what it is for
     "evaluate": (Evaluate, "evaluate:run", "log-probs, perplexity, preference accuracy, "
                                            "and answers compared with the wanted ones"),
     "study": (Study, "studies:main", "one claim of the papers put to the test: a table, a picture, one honest sentence"),
-    "generate": (Generate, "sample:talk", "continue one prompt"),
+    "generate": (Generate, "talk:run", "continue one prompt, or hold a conversation"),
 }
 
 
