@@ -3,9 +3,9 @@
 # **The question:** why did both lines fall under DPO, and does ASFT prevent it?
 #
 # Train DPO on pairs of a chosen and a rejected answer, plot both log-probs, and the chosen one may fall as well. ASFT (arXiv
-# 2409.10571) says: because DPO trains a difference; train each likelihood absolutely. You derive both losses' weights, find out
-# what pulls the chosen answer down, and see where ASFT lets go. You need lessons 02 and 04. Half an hour, a minute and a half of
-# it computing. Files: `minialign/methods/asft.py`, `minialign/methods/preference.py`.
+# 2409.10571; Anchored SFT is another method) says: because DPO trains a difference; train each likelihood absolutely. You derive
+# both losses' weights, find out what pulls the chosen answer down, and see where ASFT lets go. You need lessons 02 and 04. Half
+# an hour, one minute of it computing. Files: `minialign/methods/asft.py`, `minialign/methods/preference.py`.
 
 # %%
 import copy

@@ -12,6 +12,9 @@ import pytest
 import torch
 
 LESSONS = Path(__file__).parent.parent / "lessons"
+EVERY = sorted(LESSONS.glob("[01][0-9]_*.py"))
+ORDER = ("**The question:**", "**Guess first.**", "## The picture", "check.show(", "## Exercise", "## Try", "**Next:**",
+         "# region Solution")
 sys.path.append(str(LESSONS))                   # where Python finds `check` when a lesson is run as a script
 import check  # noqa: E402
 
@@ -25,7 +28,7 @@ def same_threads():
 
 
 @pytest.mark.parametrize("flags", [["--fast"], ["--fast", "--solution"]], ids=["blank", "solved"])
-@pytest.mark.parametrize("lesson", sorted(LESSONS.glob("[01][0-9]_*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("lesson", EVERY, ids=lambda path: path.stem)
 def test_lesson(lesson, flags, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", [str(lesson), *flags])
     monkeypatch.setattr(check, "OUT", tmp_path)
@@ -34,6 +37,14 @@ def test_lesson(lesson, flags, monkeypatch, tmp_path, capsys):
     assert (tmp_path / f"{lesson.stem[:2]}.png").stat().st_size > 10_000
     assert f"{check.BLANK}: " in printed and check.WRONG not in printed
     assert (f"{check.RIGHT}: " in printed) == ("--solution" in flags)
+
+
+@pytest.mark.parametrize("lesson", EVERY, ids=lambda path: path.stem)
+def test_every_lesson_keeps_the_same_order_and_is_on_the_path(lesson):
+    text = lesson.read_text(encoding="utf-8")
+    places = [text.find(mark) for mark in ORDER]
+    assert -1 not in places and places == sorted(places), dict(zip(ORDER, places, strict=True))
+    assert f"]({lesson.name})" in (LESSONS / "README.md").read_text(encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------ graders
