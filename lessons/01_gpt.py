@@ -67,8 +67,8 @@ for record in fit(model, METHODS["sft"](reduction="token_mean"), examples, recip
 # The first loss is that of a uniform guess. The last cannot be 0: when people disagree, no prediction is always right.
 #
 # ## A sum by hand
-# The logits at position t speak about token t + 1. That shift by one is the most frequent bug in this field; `minialign/data.py`
-# is the only file of the package that does it. Here it is once, in the open, for "9.9" and its end:
+# The logits at position t speak about token t + 1. That shift by one is where this field makes its favourite bug;
+# `minialign/data.py` is the only file of the package that does it. Here it is once, in the open, for "9.9" and its end:
 
 # %%
 prompt, answer = tokenizer.encode("9.11 or 9.9? "), tokenizer.encode("9.9") + [tokenizer.eos_id]

@@ -104,30 +104,33 @@ for p_w, p_l in (0.3, 0.65), (0.65, 0.3), (0.95, 0.01):
 
 # %%
 base, tokenizer = check.base_model(args)
-recipe = Recipe(epochs=1 if args.fast else 4, micro_batch=32, lr=1e-3)
+data = {}
+for seed in [0] if args.fast else [0, 1, 2]:
+    pairs = arena.fine_tuning_data(tokenizer, seed, 0.0, None)[: 128 if args.fast else 512]
+    add_reference(base, pairs, micro_batch=64, progress=False)          # once: DPO's l_ref, a number per answer
+    asked = arena.Exam(tokenizer, seed).curve                           # pairs that nobody trains on
+    with torch.no_grad():
+        data[seed] = pairs, replace(asked, ref_logps=batch_logps(base, asked).sum(-1).double())
 
 
 def train(method, seed):
     """(update, log-probs, pushes per token) of chosen and rejected answers, held out; at the end, the probability of neither."""
-    model, pairs = copy.deepcopy(base), arena.fine_tuning_data(tokenizer, seed, 0.0, None)[: 128 if args.fast else 512]
-    add_reference(model, pairs, micro_batch=64, progress=False)
-    asked = arena.Exam(tokenizer, seed).curve                           # the same for every method
-    points, start = [], None
-    for step in itertools.chain([0], (record["step"] for record in fit(model, method, pairs, replace(recipe, seed=seed)))):
+    model, (pairs, asked), points = copy.deepcopy(base), data[seed], []
+    records = fit(model, method, pairs, Recipe(epochs=1 if args.fast else 4, micro_batch=32, lr=1e-3, seed=seed))
+    for step in itertools.chain([0], (record["step"] for record in records)):
         if step % 4 == 0:
             with torch.no_grad():
-                logps = batch_logps(model, asked)
-            l = logps.sum(-1)                                           # (A, B)
-            start = l.double() if start is None else start
-            _, weights, _ = method.weigh(logps, replace(asked, ref_logps=start))
-            points.append((step, l.mean(1).tolist(), (weights.sum((1, 2)) / asked.mask.sum((1, 2))).tolist()))
+                logps = batch_logps(model, asked)                       # (A, B, T)
+            _, weights, _ = method.weigh(logps, asked)
+            l, push = logps.sum(-1), weights.sum((1, 2)) / asked.mask.sum((1, 2))
+            points.append((step, l.mean(1).tolist(), push.tolist()))
     return points, float((1 - l.exp().sum(0)).mean())
 
 
 # %%
 runs, names = {}, ("dpo", "asft")
 for name in names:
-    runs[name] = [train(METHODS[name](), seed) for seed in ([0] if args.fast else [0, 1, 2])]
+    runs[name] = [train(METHODS[name](), seed) for seed in data]
     for points, rest in runs[name]:
         (w0, l0), (w1, l1) = points[0][1], points[-1][1]
         print(f"{name:4}  chosen {w0:5.1f} → {w1:5.1f}   rejected {l0:5.1f} → {l1:6.1f}   P(neither) at the end {rest:.3f}")
