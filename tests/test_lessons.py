@@ -6,10 +6,13 @@ sentence each of them must hear.
 
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+
+from minialign.model import Transformer
 
 LESSONS = Path(__file__).parent.parent / "lessons"
 EVERY = sorted(LESSONS.glob("[01][0-9]_*.py"))
@@ -108,6 +111,11 @@ def right_asft(a_w, a_l, lam):
     return (1 + lam) * torch.ones_like(a_w), -lam / (torch.exp(-a_l) - 1 if a_l[-1] < -1e-9 else torch.special.expm1(-a_l))
 
 
+def count(config, **changes):
+    with torch.device("meta"):
+        return sum(p.numel() for p in Transformer(replace(config, **changes)).parameters())
+
+
 # {grader: what solves it}
 SOLVED = {
     "asft": right_asft,
@@ -119,6 +127,7 @@ SOLVED = {
     "success": lambda *lake: right_values(*lake) @ lake[4][~lake[2]],
     "propagation": lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma), 1),
     "bug_hunt": lambda: (2, 3, 1),
+    "peak": lambda config, weight, moment: count(config) * (2 * weight + 2 * moment),
 }
 
 # {grader: [(what a reader might write, a piece of what must be said)]}
@@ -223,6 +232,22 @@ WRONG = {
         (lambda: (2, 3, 2), "run A and run B are right. run C: look again: a loss without the shift"),
         (lambda: (2, 3), "returns 2 value(s)"),
         (lambda: ("no shift", 3, 1), "numbers or tensors"),
+    ],
+    "peak": [
+        (lambda config, weight, moment: count(config) * weight, "the weights alone"),
+        (lambda config, weight, moment: count(config) * 2 * weight, "the optimizer is missing"),
+        (lambda config, weight, moment: count(config) * (weight + 2 * moment), "the gradients are missing"),
+        (lambda config, weight, moment: count(config) * (2 * weight + moment), "two moments per weight"),
+        (lambda config, weight, moment: count(config) * 4 * weight, "a dtype of their own"),
+        (lambda config, weight, moment: count(config) * 16, "everything in float32?"),
+        (lambda config, weight, moment: count(config), "the number of weights"),
+        (lambda config, weight, moment: count(config, n_layer=1) * (2 * weight + 2 * moment), "one layer only"),
+        (lambda config, weight, moment: count(config, mlp="gelu") * (2 * weight + 2 * moment), "three matrices"),
+        (lambda config, weight, moment: count(config, n_kv_head=config.n_head) * (2 * weight + 2 * moment), "n_kv_head heads"),
+        (lambda config, weight, moment: count(config, tie=False) * (2 * weight + 2 * moment), "count it once"),
+        (lambda config, weight, moment: count(config) * (2 * weight + 2 * moment) / 2**30, "in GiB or GB"),
+        (lambda config, weight, moment: count(config) * (2 * weight + 2 * moment) / 1e9, "in GiB or GB"),
+        (lambda config, weight, moment: 1.5 * count(config) * (2 * weight + 2 * moment), "up to a factor"),
     ],
 }
 

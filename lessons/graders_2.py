@@ -1,0 +1,242 @@
+"""The graders of lessons 06 to 10: the truth from the definition, on awkward inputs, and what mistakes would have given."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from judge import grade
+from torch import Tensor
+
+from minialign import memory
+from minialign.methods import METHODS
+from minialign.model import Config
+from minialign.train import Recipe, add_reference
+from toy import lake as lakes
+
+# ---------------------------------------------------------------------------------------------------- 06: discriminate
+
+def silent_bug(function: Callable) -> str:
+    """Autograd's push down on a negative where u was not held fixed, as a multiple of eq. 8's: of gamma, tau and K."""
+    cases = [(0.9, 0.7, 3), (0.35, 1.0, 2), (0.6, 1.4, 5)]
+
+    def autograd(gamma, tau, K) -> dict:
+        draw = torch.Generator().manual_seed(K)
+        s, log_ref = (torch.randn(K, generator=draw, dtype=torch.float64) for _ in range(2))
+        s.requires_grad_()
+        w = (s / tau - log_ref).exp()
+        u = (1 - gamma) * 0.8 + gamma * w.mean()
+        slope = torch.autograd.grad(tau * u.log(), s)[0]                # F has no other s_j in it
+        return {"factor": (slope / (w / (K * u)).detach()).mean()}
+
+    return grade(function, cases, autograd, {"factor": {
+        "no factor would mean no bug. u itself depends on s_j: follow it through the line that updates u.":
+            lambda gamma, tau, K: 1.0,
+        "upside down: autograd sees only a part of what u would have to change, so its push is too small.":
+            lambda gamma, tau, K: 1 / gamma,
+        "that is the share of the old u, which does not depend on s_j at all. Which share does?":
+            lambda gamma, tau, K: 1 - gamma,
+        "the τ in front of the logarithm and the 1/τ inside the exponential cancel; one of them is missing.":
+            lambda gamma, tau, K: gamma / tau,
+        "you kept the τ in front of the logarithm and lost the 1/τ inside the exponential.":
+            lambda gamma, tau, K: gamma * tau,
+        "the mean's 1/K is in ω_j already (eq. 8), so it does not show in the ratio.":
+            lambda gamma, tau, K: gamma / K,
+        "right up to the sign: ω_j counts pushes down as positive, and so does this ratio.":
+            lambda gamma, tau, K: -gamma,
+    }}, "γ. With γ = 0.9 nobody would notice 10 % less push; the release stops the gradient, and so do we.")
+
+
+# ---------------------------------------------------------------------------------------------------- 07: the lake
+
+def success(function: Callable) -> str:
+    """Chance to reach a goal, of P (S, 4, S), a policy (S, 4), ends and goals (S,), start (S,)."""
+    draw = torch.Generator().manual_seed(7)
+    cases = []
+    for rows in ("SFFF", "FHFH", "FFFF", "HFGF"), ("FFSH", "GFFF", "FHFG"), ("FSFFG", "FHFHF"):
+        lake = lakes.make(rows, slippery=True)
+        cases.append((lake.P, (1.5 * torch.randn(lake.P.shape[:2], generator=draw, dtype=torch.float64)).softmax(-1),
+                      lake.ends, lake.goals, lake.start))
+
+    def values(P, policy, ends, goals, _, discount=1.0) -> Tensor:
+        """From every cell one can stand on: move, and move again, 4096 times; an end keeps whoever is there."""
+        moves = discount * (policy[:, :, None] * P).sum(1)
+        moves = torch.where(ends[:, None], torch.eye(len(ends), dtype=moves.dtype), moves)
+        return (torch.linalg.matrix_power(moves, 4096) @ goals.to(moves))[~ends]
+
+    def chance(P, policy, ends, goals, start, **changes) -> Tensor:
+        return values(P, policy, ends, goals, start, **changes) @ start[~ends]
+
+    def swapped(P, policy) -> tuple[Tensor, Tensor]:
+        """A lake whose moves are the transposed ones: its first action is all there is."""
+        moves = (policy[:, :, None] * P).sum(1).mT
+        return torch.stack([moves] * 4, 1), torch.full_like(policy, 0.25)
+
+    def greedy(policy) -> Tensor:
+        return torch.eye(4, dtype=policy.dtype)[policy.argmax(-1)]
+
+    return grade(function, cases, lambda *lake: {"success": chance(*lake)}, {"success": {
+        "holes count as goals in it: r is what leads onto a *goal*.":
+            lambda P, policy, ends, goals, start: chance(P, policy, ends, ends, start),
+        "that is the chance to drown: r is what leads onto a *goal*.":
+            lambda P, policy, ends, goals, start: chance(P, policy, ends, ends & ~goals, start),
+        "you averaged over all cells, ends included. A walk begins at the start.":
+            lambda *lake: values(*lake).sum() / len(lake[4]),
+        "you averaged over all cells one can stand on. A walk begins at the start.":
+            lambda *lake: values(*lake).mean(),
+        "that is v at the first cell. This walk does not begin there; `start` says where.":
+            lambda *lake: values(*lake)[0],
+        "you discounted by 0.99 per step. Success is success, however late.":
+            lambda *lake: chance(*lake, discount=0.99),
+        "you always took the likeliest action. The policy is a chance for each.":
+            lambda P, policy, ends, goals, start: chance(P, greedy(policy), ends, goals, start),
+        "you gave all four actions the same chance. The policy says how likely each is.":
+            lambda P, policy, ends, goals, start: chance(P, torch.full_like(policy, 0.25), ends, goals, start),
+        "rows and columns of the moves are swapped: a row is where you stand, a column where you get.":
+            lambda P, policy, ends, goals, start: chance(*swapped(P, policy), ends, goals, start),
+    }}, "one linear system in place of ten thousand walks.", rtol=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------- 08: live with your guesses
+
+def propagation(function: Callable) -> str:
+    """Weights of IFT's propagated loss, of token losses c (T,) and gamma: S/Z detached, with gradient, and which is used."""
+    draw = torch.Generator().manual_seed(8)
+    cases = [(3 * torch.rand(T, generator=draw, dtype=torch.float64) ** 3 + 0.05, gamma) for T, gamma in ((7, 0.95), (5, 0.4))]
+
+    def tails(c, gamma) -> Tensor:
+        """S_t, summed as it is written."""
+        return torch.stack([sum(gamma ** (i - t) * c[i] for i in range(t, len(c))) for t in range(len(c))])
+
+    def both(c, gamma) -> dict:
+        c = c.clone().requires_grad_()
+        S = tails(c, gamma)
+        loss = (c * S).sum() / S.sum()
+        return {"detached": (S / S.sum()).detach(), "full": torch.autograd.grad(loss, c)[0], "release": 1}
+
+    def full(of: Callable) -> Callable:
+        """A mistake in (S + P − L C) / Z, made of its parts."""
+        def mistaken(c, gamma):
+            S, P, C = tails(c, gamma), tails(c.flip(0), gamma).flip(0), tails(torch.ones_like(c), gamma).flip(0)
+            return of(S, P, C, (c * S).sum() / S.sum()) / S.sum()
+        return mistaken
+
+    return grade(function, cases, both, {
+        "detached": {
+            "that is c · S / Z, the loss itself. Its slope in c_t, with S_t / Z held fixed, was asked for.":
+                lambda c, gamma: c * tails(c, gamma) / tails(c, gamma).sum(),
+            "the normalisation is missing: divide by Z = Σ S_t.":
+                lambda c, gamma: tails(c, gamma),
+            "these favour late tokens: you summed over i ≤ t. A token answers for what follows it.":
+                lambda c, gamma: tails(c.flip(0), gamma).flip(0) / tails(c, gamma).sum(),
+            "these favour late tokens, by their own sums. A token answers for what follows it.":
+                lambda c, gamma: tails(c.flip(0), gamma).flip(0) / tails(c.flip(0), gamma).sum(),
+            "γ is missing: what follows further away counts less.":
+                lambda c, gamma: tails(c, 1.0) / tails(c, 1.0).sum(),
+            "those are the full weights. With S_t / Z held fixed, only the factor c_t has a slope.":
+                lambda c, gamma: both(c, gamma)["full"],
+        },
+        "full": {
+            "those are the detached ones. S_t and Z depend on c_j as well.":
+                full(lambda S, P, C, L: S),
+            "P_j is missing: c_j is inside S_t for every t ≤ j.":
+                full(lambda S, P, C, L: S - L * C),
+            "Z was held fixed: it depends on c_j as well, which brings the term −L C_j.":
+                full(lambda S, P, C, L: S + P),
+            "the sign of L C_j: raising the denominator lowers the loss.":
+                full(lambda S, P, C, L: S + P + L * C),
+            "−L C_j lacks the C_j: c_j is in Z once for every t ≤ j, discounted.":
+                full(lambda S, P, C, L: S + P - L),
+        },
+        "release": {
+            "the release lets the gradient through the weights: an issue of its repository asks, and the author confirms it.":
+                lambda c, gamma: 0,
+        },
+    }, "both. With the gradient, late and easy tokens can be pushed down; the release does that, `detach_weights` does not.")
+
+
+# ---------------------------------------------------------------------------------------------------- 09: the race
+
+BUGS = (
+    "The wanted and the rejected answers are swapped.",
+    "No shift: each token is scored from the place that has just read it.",
+    "The reference model is the policy itself, at every update.",
+    "The learning rate is thirty times too high.",
+    "The answers belong to other questions.",
+    "The optimizer never takes a step.",
+)
+
+
+def planted(examples: list, model) -> dict[str, list[tuple]]:
+    """Spoilers! {run: [(healthy method, its examples), (the one with a bug, its examples)]}. Examples have two answers each."""
+    class NoShift(METHODS["sft"]):
+        def prepare(self, model, batch):
+            source = batch.rows.source.clone()          # the state that has read token t is the one that predicts token t + 1
+            source[..., :-1] = torch.where(batch.mask[..., 1:], source[..., 1:], source[..., :-1])
+            return replace(batch, rows=replace(batch.rows, source=source))
+
+    class LiveReference(METHODS["dpo"]):
+        def weigh(self, logps, batch):
+            return super().weigh(logps, replace(batch, ref_logps=(logps * batch.mask).sum(-1).double()))
+
+    paired = [replace(example) for example in examples]
+    add_reference(model, paired, micro_batch=64, progress=False)
+    swapped = [replace(example, answers=example.answers[::-1]) for example in examples]
+    return {"A": [(METHODS["sft"](), examples), (NoShift(), examples)],
+            "B": [(METHODS["dpo"](), paired), (LiveReference(), paired)],
+            "C": [(METHODS["asft"](), examples), (METHODS["asft"](), swapped)]}
+
+
+def bug_hunt(function: Callable) -> str:
+    """Which of BUGS, by number, runs A, B and C have."""
+    seen = {1: "swapped answers would make the right one fall and the wrong one rise, with a loss that falls as it should.",
+            2: "a loss without the shift says nothing about what is tested: it falls, and both held-out answers go down with it.",
+            3: "if the reference were the policy, the loss would compare a thing with itself and stand still.",
+            4: "a rate that is too high makes a loss jump. It is smooth here.",
+            5: "with answers to other questions the right and the wrong answer would fare alike, and the loss would stay high.",
+            6: "without steps nothing at all would move."}
+    wrong = {run: {f"look again: {words}": functools.partial(int, number) for number, words in seen.items() if number != true}
+             for run, true in (("run A", 2), ("run B", 3), ("run C", 1))}
+    return grade(function, [()], lambda: {"run A": 2, "run B": 3, "run C": 1}, wrong,
+                 "all three, from nine curves. Draw such curves before you read code.")
+
+
+# ---------------------------------------------------------------------------------------------------- 10: for real
+
+def peak(function: Callable) -> str:
+    """Bytes at the peak of full fine-tuning with AdamW: of a Config, bytes per weight and gradient, bytes per moment."""
+    cases = [
+        (Config(vocab_size=32_000, n_layer=32, n_head=32, d_model=4096, d_mlp=11_008), 2, 4),
+        (Config(vocab_size=32_000, n_layer=40, n_head=32, n_kv_head=2, d_model=4096, d_mlp=2048), 2, 2),
+        (Config(vocab_size=128_256, n_layer=16, n_head=32, n_kv_head=8, d_model=2048, d_mlp=8192, tie=True), 4, 4),
+    ]
+    load, names = memory.Load(tokens=48, attended=64, responses=32, scored=32), {2: "bfloat16", 4: "float32"}
+
+    def sheet(config, weight, moment) -> dict:
+        return {"peak": sum(memory.sheet(config, load, Recipe(moments=names[moment]), names[weight]).values())}
+
+    def counted(per_number: Callable | None = None, tied=True, grouped=True, matrices=3, layers=True) -> Callable:
+        """The bytes by somebody who got one thing wrong."""
+        def mistaken(config, weight, moment):
+            C, D = config.d_model, config.d_head
+            attention = 2 * C * D * (config.n_head + (config.n_kv_head if grouped else config.n_head))
+            layer = attention + matrices * C * config.d_mlp
+            tables = config.vocab_size * C * (1 if tied and config.tie else 2)
+            bytes_each = 2 * weight + 2 * moment if per_number is None else per_number(weight, moment)
+            return float(bytes_each * (tables + (config.n_layer if layers else 1) * layer))
+        return mistaken
+
+    return grade(function, cases, sheet, {"peak": {
+        "the weights alone: learning needs a gradient and two moments for each of them.": counted(lambda w, m: w),
+        "the optimizer is missing: AdamW keeps two moments per weight.": counted(lambda w, m: 2 * w),
+        "the gradients are missing: one number per weight, in the weights' dtype.": counted(lambda w, m: w + 2 * m),
+        "AdamW keeps two moments per weight, of the gradient and of its square.": counted(lambda w, m: 2 * w + m),
+        "your moments have the size of the weights. They have a dtype of their own.": counted(lambda w, m: 4 * w),
+        "everything in float32? Weights, gradients and moments have the sizes that are given.": counted(lambda w, m: 16),
+        "that is the number of weights. How many bytes does each of them cost?": counted(lambda w, m: 1),
+        "one layer only: there are n_layer of them.": counted(layers=False),
+        "a SwiGLU MLP has three matrices: gate, up and down.": counted(matrices=2),
+        "keys and values have n_kv_head heads, not n_head.": counted(grouped=False),
+        "a tied head is the embedding table itself: count it once.": counted(tied=False),
+        "that is in GiB or GB. In bytes, please.": lambda *case: sheet(*case)["peak"] / 1.05e9,
+    }}, "within 10 %, before a single byte was allocated.", rtol=0.1)
