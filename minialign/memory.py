@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from minialign import lora
 from minialign.data import Example, collate
@@ -49,16 +50,12 @@ def load_of(examples: list[Example], recipe: Recipe) -> Load:
 def sheet(config: Config, load: Load, recipe: Recipe, dtype: str = "bfloat16", recompute: bool = False,
           adapters: Adapters | None = None) -> dict[str, int]:
     """Bytes of {"weights", "gradients", "optimizer", "activations", "head"} in one training step."""
-    with torch.device("meta"):
-        model = Transformer(config).to(getattr(torch, dtype))
-        if adapters:
-            lora.add_adapters(model, adapters.rank, adapters.alpha, adapters.targets)
-    parameters = list(model.parameters())
+    parameters = parameters_of(config, dtype, adapters)
     learnt = [p for p in parameters if p.requires_grad]
-    kept = learnt if not recipe.inside_backward else [max(learnt, key=torch.Tensor.numel)]      # one at a time
+    kept = learnt if not recipe.inside_backward else [max(learnt, key=Tensor.numel)]      # one at a time
     moments = (1 if recipe.beta1 == 0 else 2) * getattr(torch, recipe.moments).itemsize
-    b = model.head.itemsize
-    layer, head = layer_bytes(config, b, load), head_bytes(config, b, load, model.head.requires_grad)
+    b = getattr(torch, dtype).itemsize
+    layer, head = layer_bytes(config, b, load), head_bytes(config, b, load, adapters is None)
     activations = config.n_layer * layer + load.tokens * norm_bytes(config, b)
     if recompute:       # only the input of every layer; when a layer is computed again, the head's memory is free again
         gradients = load.tokens * b * (2 * config.d_model + (2 if config.mlp == "swiglu" else 1) * config.d_mlp)
@@ -70,6 +67,15 @@ def sheet(config: Config, load: Load, recipe: Recipe, dtype: str = "bfloat16", r
         "activations": activations,
         "head": head,
     }
+
+
+def parameters_of(config: Config, dtype: str, adapters: Adapters | None = None) -> list[Tensor]:
+    """The parameters of a training run, on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        model = Transformer(config).to(getattr(torch, dtype))
+        if adapters:
+            lora.add_adapters(model, adapters.rank, adapters.alpha, adapters.targets)
+    return list(model.parameters())
 
 
 def norm_bytes(config: Config, b: int) -> int:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from tqdm import tqdm
 
 from minialign import lora, memory, small
@@ -111,6 +113,7 @@ def train(args) -> None:
     parts = memory.sheet(model_config, memory.load_of(examples, recipe), recipe, args.dtype,
                          args.activation_checkpointing, adapters)
     memory.check_fits(parts, args.device, advice(args))
+    check_disk(out, memory.parameters_of(model_config, args.dtype, adapters), parts["optimizer"], args.checkpoint_every)
     model = load()
     model.recompute = args.activation_checkpointing
     if adapters:
@@ -163,6 +166,18 @@ def adapters_of(args) -> memory.Adapters | None:
         return None
     targets = tuple(args.lora_targets.split(",")) if args.lora_targets else lora.TARGETS
     return memory.Adapters(args.lora_rank, args.lora_alpha or 2.0 * args.lora_rank, targets)
+
+
+def check_disk(out: Path, parameters: list[Tensor], moments: int, every: int) -> None:
+    """ValueError now, and not at the first checkpoint, if the disk is too full. A checkpoint is written beside the last one."""
+    kept = (out / "checkpoint.safetensors").stat().st_size if (out / "checkpoint.safetensors").exists() else 0
+    checkpoint = moments + sum(p.nbytes for p in parameters if p.requires_grad)
+    need = sum(p.nbytes for p in parameters) + (2 * checkpoint - kept if every else 0)
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if need > free:
+        raise ValueError(f"the model and its checkpoints need {need / memory.GIB:.2f} GiB of disk, and {there} has "
+                         f"{free / memory.GIB:.2f} GiB free; give another --out, or --checkpoint-every 0 to keep none")
 
 
 def advice(args) -> str:
@@ -233,11 +248,11 @@ def train_with_checkpoints(model, method, examples, recipe, optimizer, start, ev
                 file.flush()
                 bar.set_postfix(loss=f"{record['loss']:.4g}", refresh=False)
                 bar.update()
-                if stop or record["step"] % every == 0 or record["step"] == updates:
+                if every and (stop or record["step"] % every == 0 or record["step"] == updates):
                     os.fsync(file.fileno())
                     save_checkpoint(checkpoint, model, optimizer, method, record["step"])
                 if stop and record["step"] < updates:
-                    raise Interrupted(f"stopped after update {record['step']} of {updates}; "
-                                      "the same command with --resume goes on from there")
+                    raise Interrupted(f"stopped after update {record['step']} of {updates}; " + (
+                        "the same command with --resume goes on from there" if every else "nothing is kept, as you asked"))
     finally:
         signal.signal(signal.SIGINT, previous)

@@ -3,6 +3,7 @@ and one clear sentence for every mistake.
 """
 
 import json
+import random
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from dataclasses import MISSING, fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from conftest import SHAPES
 from minialign import METHODS, __main__, load_model, save_model, talk
 from minialign.__main__ import METHOD_NAMES, Train, main
 from minialign.jsonl import encode_answer
+from minialign.lora import load_adapters, merge
 from minialign.model import Config, Transformer
 from minialign.sample import answers
 from minialign.tokens import byte_tokenizer
@@ -117,25 +120,62 @@ def wait_for(path, lines, process):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_is_stopped_and_resumed_ends_bit_for_bit_like_one_that_was_not(folder, pairs, tmp_path, how):
-    words = ["train", "--model", folder, "--method", "ift", "--data", pairs, "--epochs", "120", "--batch", "4",
-             "--checkpoint-every", "7", "--threads", "1", "--out"]
-    straight = subprocess.run(command(*words, str(tmp_path / "straight")), capture_output=True)
-    assert straight.returncode == 0, straight.stderr
-    run = tmp_path / "run"
-    process = subprocess.Popen(command(*words, str(run)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(run / "log.jsonl", 40, process)
+def stopped(words, out, how, lines) -> str:
+    """Start, wait for some more lines of output than are there, stop at a random moment; what it said on standard error."""
+    there = out.read_text().count("\n") if out.exists() else 0
+    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(out, there + lines, process)
+    time.sleep(random.uniform(0, 0.2))
     process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
+    errors = process.communicate(timeout=60)[1]
     assert process.returncode == (-9 if how == signal.SIGKILL else 130), errors
-    assert not (run / "model").exists() and (run / "checkpoint.safetensors").exists()
-    if how == signal.SIGINT:
-        assert "--resume" in errors and "Traceback" not in errors
-    assert subprocess.run(command(*words, str(run), "--resume"), capture_output=True).returncode == 0
-    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (run, tmp_path / "straight")]
-    losses = [[row["loss"] for row in read(folder / "log.jsonl")] for folder in (run, tmp_path / "straight")]
+    return errors
+
+
+@pytest.mark.parametrize("how, times", [(signal.SIGKILL, 2), (signal.SIGINT, 1)])
+def test_a_run_that_is_stopped_and_resumed_ends_bit_for_bit_like_one_that_was_not(folder, pairs, tmp_path, how, times):
+    words = ["train", "--model", folder, "--method", "ift", "--data", pairs, "--epochs", "200", "--batch", "4",
+             "--checkpoint-every", "7", "--threads", "1", "--out"]
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    assert main([*words, str(straight)]) == 0
+    for again in range(times):
+        errors = stopped([*words, str(run), *["--resume"] * bool(again)], run / "log.jsonl", how, 40)
+        assert not (run / "model").exists() and (run / "checkpoint.safetensors").exists()
+        assert how == signal.SIGKILL or "--resume" in errors and "Traceback" not in errors
+    assert main([*words, str(run), "--resume"]) == 0
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (run, straight)]
+    losses = [[row["loss"] for row in read(folder / "log.jsonl")] for folder in (run, straight)]
     assert weights[0] == weights[1] and losses[0] == losses[1]
+
+
+def test_a_pool_whose_drawing_is_killed_twice_ends_like_one_that_was_not(folder, tmp_path):
+    data = write(tmp_path / "data.jsonl", [{"prompt": f"{i}+{i}=", "completion": "?"} for i in range(300)])
+    words = ["sample", "--model", folder, "--data", data, "--k", "2", "--max-new-tokens", "20", "--batch", "3", "--out"]
+    assert main([*words, str(tmp_path / "whole.jsonl")]) == 0
+    for _ in range(2):
+        stopped([*words, str(tmp_path / "killed.jsonl")], tmp_path / "killed.jsonl", signal.SIGKILL, 10)
+    assert main([*words, str(tmp_path / "killed.jsonl")]) == 0
+    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_adapters_are_trained_resumed_merged_and_kept_as_peft_does(folder, pairs, tmp_path):
+    words = ["train", "--model", folder, "--method", "dpo", "--data", pairs, "--lora-rank", "2",
+             "--lora-targets", "q_proj,up_proj", "--dtype", "bfloat16", "--lr", "1e-2", "--out", str(tmp_path / "run")]
+    assert main([*words, "--checkpoint-every", "1"]) == 0 and main([*words, "--resume"]) == 0
+    model, _ = load_model(folder, "bfloat16")
+    load_adapters(tmp_path / "run" / "adapter", model)
+    merge(model)
+    merged, _ = load_model(tmp_path / "run" / "model", "bfloat16")
+    torch.testing.assert_close(dict(model.named_parameters()), dict(merged.named_parameters()), rtol=0, atol=0)
+    assert (tmp_path / "run" / "checkpoint.safetensors").stat().st_size < Path(folder, "model.safetensors").stat().st_size
+
+
+def test_a_disk_too_full_for_the_run_is_refused_before_it_starts(folder, pairs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000))
+    words = ["train", "--model", folder, "--method", "sft", "--data", pairs, "--out", str(tmp_path / "run")]
+    assert main(words) == 2 and not (tmp_path / "run").exists()
+    assert "GiB of disk" in capsys.readouterr().err
+    assert main([*words, "--checkpoint-every", "0"]) == 0 and not (tmp_path / "run" / "checkpoint.safetensors").exists()
 
 
 def test_a_pool_that_was_cut_off_is_continued_to_the_same_file(folder, pairs, tmp_path):

@@ -9,7 +9,6 @@ from conftest import tiny_model
 from minialign import METHODS
 from minialign.data import collate
 from minialign.logps import fused_pass
-from minialign.train import Recipe, add_reference, fit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -34,18 +33,3 @@ def test_greedy_text_is_the_one_of_the_cpu():
     expected = model.generate(prompt, 12, temperature=0, lengths=lengths)
     got = copy.deepcopy(model).cuda().generate(prompt.cuda(), 12, temperature=0, lengths=lengths.cuda())
     assert torch.equal(got.cpu(), expected)
-
-
-def test_a_bfloat16_run_at_a_tiny_learning_rate_follows_a_float32_one(examples):
-    """The mean movement of the weights: stochastic rounding loses none of it."""
-    moved = []
-    for dtype in torch.float32, torch.bfloat16:
-        model = tiny_model().bfloat16().to(dtype).cuda()
-        start = {n: p.detach().float().clone() for n, p in model.named_parameters()}
-        add_reference(model, examples, progress=False)
-        for _ in fit(model, METHODS["dft2"](n_examples=3), examples, Recipe(epochs=200, batch=3, lr=2e-6)):
-            pass
-        moved.append(torch.cat([(p.detach().float() - start[n]).flatten() for n, p in model.named_parameters()]))
-    cosine = torch.nn.functional.cosine_similarity(moved[0], moved[1], dim=0)
-    slope = (moved[0] @ moved[1]) / (moved[0] @ moved[0])
-    assert cosine > 0.1 and abs(slope - 1) < 0.2

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -169,6 +170,21 @@ def test_one_pass_updates_refuse_what_needs_the_whole_gradient():
     for wrong in {"batch": 32, "micro_batch": 8}, {"batch": 4, "micro_batch": 4, "clip": 1.0}:
         with pytest.raises(ValueError, match="micro_batch must be at least batch .* clip inf"):
             Recipe(**{"clip": float("inf"), "inside_backward": True} | wrong)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(),
+                                                                                         reason="no GPU here"))])
+def test_a_bfloat16_run_at_lr_5e_7_follows_a_float32_one(device):
+    """The movement of the weights: stochastic rounding loses none of it on average, however small the steps."""
+    moved = []
+    for dtype in torch.float32, torch.bfloat16:
+        model = tiny_model().bfloat16().to(device, dtype)
+        start = {n: p.detach().float().clone() for n, p in model.named_parameters()}
+        for _ in fit(model, METHODS["dft2"](n_examples=12), pairs(), Recipe(epochs=100, batch=12, micro_batch=12, lr=5e-7)):
+            pass
+        moved.append(torch.cat([(p.detach().float() - start[n]).flatten() for n, p in model.named_parameters()]))
+    slope = (moved[0] @ moved[1]) / (moved[0] @ moved[0])               # 1: as far, under the noise of rounding
+    assert abs(slope - 1) < 0.2 and moved[0].abs().max() < 1e-4
 
 
 def test_records_are_json(model):
