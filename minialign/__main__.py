@@ -10,6 +10,9 @@ from minialign.studies import listing
 
 METHOD_NAMES = ("sft", "asft", "dft", "dft2", "ift", "dpo", "dpop", "ipo", "kto", "orpo", "cpo", "simpo", "simpo_sft", "rdpo",
                 "rrhf", "spin", "slic", "ift_eq21")     # METHODS without importing torch; a test holds them together
+PRESETS = ("cpu-32k", "cpu-128k", "llama2-7b", "llama3-8b", "llama3.1-8b", "llama3.2-1b", "llama3.2-3b", "mistral-7b",
+           "mistral-7b-v0.3", "qwen2.5-0.5b", "qwen2.5-7b", "gpt2")     # PRESETS likewise
+BENCH_MODES = ("head", "step", "generate", "load", "memory")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -58,7 +61,7 @@ class Train:
     dtype: str = arg("float32", "the model's numbers while training; bfloat16 is rounded stochastically", choices=DTYPES[:2])
     device: str = arg("cpu", "cpu, cuda, cuda:1, …")
     threads: int | None = arg(None, "CPU threads; torch decides unless given", least=1, most=1024)
-    checkpoint_every: int = arg(50, "updates between checkpoints", least=1)
+    checkpoint_every: int = arg(50, "updates between checkpoints; 0 keeps none, for disks that cannot hold two", least=0)
     resume: bool = arg(False, "continue the run in --out from its last checkpoint")
     lam: float | None = arg(None, "asft, orpo: weight of the alignment term; ift: share of the model's own guess; "
                                   "dpop, slic: weight of the penalty")
@@ -145,6 +148,27 @@ class Study:
     out: str = arg("out", "folder for pictures and cached base models")
 
 
+@dataclass(frozen=True)
+class Bench:
+    modes: list[str] = arg((), f"what to measure: {', '.join(BENCH_MODES)}; all of them unless given", positional=True, nargs="*")
+    preset: str = arg("cpu-32k", "shape of the model, with random weights", choices=PRESETS)
+    model: str | None = arg(None, "a model folder instead: its shape, with random weights; mode load reads the folder itself")
+    method: str = arg("asft", "method of a training step; several, separated by commas, are compared with the first")
+    batch: int | None = arg(None, "prompts at a time: 4 to train on; generate takes 1, 8 and 32 in turn unless given", least=1)
+    len: int | None = arg(None, "tokens of prompt + answer: 512 to train on, 192 to generate, unless given", least=2)
+    prompt_len: int | None = arg(None, "tokens of it that are prompt: 128 to train on, 64 to generate, unless given", least=1)
+    k: int = arg(1, "negatives per prompt, for methods that look at any", least=1)
+    dtype: str = arg("float32", "the model's numbers", choices=DTYPES[:2])
+    device: str = arg("cpu", "cpu, cuda, cuda:1, …")
+    threads: int | None = arg(None, "CPU threads; torch decides unless given", least=1, most=1024)
+    rounds: int = arg(5, "how often each side takes its turn", least=1)
+    against: str | None = arg(None, "also time this peer on the same data, in a process of its own",
+                              choices=("trl", "transformers"))
+    peer_python: str | None = arg(None, "the Python interpreter that has the peer; this one unless given")
+    memory_only: bool = arg(False, "only count what a training step will hold; the same as mode memory")
+    json: str | None = arg(None, "write every number, one value per round, to this file (- for standard output)")
+
+
 VERBS = {   # verb: arguments, module and function, what it is for
     "compare": (Compare, "compare:main", "every method from the same start on the same data, with clean and with wrong labels: "
                                          "a table and pictures"),
@@ -153,6 +177,7 @@ VERBS = {   # verb: arguments, module and function, what it is for
     "evaluate": (Evaluate, "evaluate:run", "log-probs, perplexity, preference accuracy, "
                                            "and answers compared with the wanted ones"),
     "study": (Study, "studies:main", "one claim of the papers put to the test: a table, a picture, one honest sentence"),
+    "bench": (Bench, "bench:main", "what the work costs on this machine: beside its floor, and beside TRL and transformers"),
     "generate": (Generate, "talk:run", "continue one prompt, or hold a conversation"),
 }
 

@@ -71,7 +71,7 @@ def exit_status(prog: str, work) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # whoever read our output, say `head`, has seen enough
         return 1
     except (ValueError, OSError) as error:
-        failed = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT)
+        failed = isinstance(error, ChildProcessError) or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EIO, errno.EDQUOT)
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1 if failed else 2
     except FloatingPointError as error:         # a run that was asked for correctly and diverged

@@ -1,0 +1,251 @@
+"""One side of a comparison, in a process of its own, so that its peak memory is its own.
+
+Reads what to do as a line of JSON, answers {"ready", "peak", …}, then, for every further line, does it once and answers
+{"seconds", "floor"}: the floor is measured right beside, so that what else the machine does hits both.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from minialign import memory
+from minialign.bench import counts
+from minialign.data import Batch, Example, collate
+from minialign.families import config_from_hf, config_to_hf
+from minialign.load import check_device, load_model, save_model
+from minialign.logps import head_pass, parts
+from minialign.methods import METHODS, Method
+from minialign.model import Config, Transformer, wide
+from minialign.presets import PRESETS
+from minialign.tokens import byte_tokenizer, read_json
+from minialign.train import Recipe, add_mismatched, add_reference, build_method, fit
+
+
+@dataclass
+class Task:
+    """What to measure: the work, and its floor as a function that measures it or as (FLOPs, bytes) of phases in turn."""
+
+    work: Callable
+    floor: Callable[[], float] | list[tuple[float, float]]
+    facts: dict = field(default_factory=dict)
+
+
+def config_of(spec: dict) -> Config:
+    if not spec["model"]:
+        return PRESETS[spec["preset"]]
+    path = Path(spec["model"]) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; --model is a Hugging Face model folder")
+    return config_from_hf(read_json(path))
+
+
+def build(spec: dict) -> Transformer:
+    """A model of this shape with random weights."""
+    torch.manual_seed(0)
+    with torch.device(spec["device"]):
+        return Transformer(config_of(spec)).to(getattr(torch, spec["dtype"]))
+
+
+def examples_of(spec: dict) -> list[Example]:
+    """The prompts and answers that every side is given, folded into the vocabulary."""
+    V = config_of(spec).vocab_size
+    fold = lambda ids: [i % V for i in ids]                             # noqa: E731
+    examples = [Example(i, fold(prompt), [fold(a) for a in answers]) for i, (prompt, answers) in enumerate(spec["examples"])]
+    return [replace(e, rewards=[float(-i) for i in range(len(e.answers))]) for e in examples]
+
+
+def method_of(spec: dict) -> Method:
+    if spec["method"] not in METHODS:
+        raise ValueError(f"no method is called {spec['method']}; choose among {', '.join(METHODS)}")
+    return build_method(spec["method"], {}, len(spec["examples"]))
+
+
+def head(spec: dict) -> Task:
+    """The vocabulary head on random hidden states, ours or (`who`: plain) torch's own operators on all tokens at once."""
+    config, examples = config_of(spec), examples_of(spec)
+    method = method_of(spec)
+    batch = collate(examples).to(spec["device"])
+    draw = {"dtype": getattr(torch, spec["dtype"]), "device": spec["device"]}
+    states = torch.randn(batch.rows.tokens.numel(), config.d_model, **draw)
+    weight = torch.randn(config.vocab_size, config.d_model, **draw).mul_(0.02)
+    if "reference" in method.needs:
+        batch.ref_logps = torch.full(batch.mask.shape[:2], -100.0)
+
+    cuts = [int(batch.mask[:, begin:end].sum()) for begin, end in parts(batch, len(weight))]        # the runs ours works in
+    buffers = []
+
+    def three_matmuls() -> float:
+        if not buffers:                                                 # only now: they must not count as ours
+            n = max(cuts)
+            buffers.extend([weight.new_empty(n, len(weight)), torch.empty_like(states[:n]), torch.empty_like(weight)])
+        z, d_states, d_weight = buffers
+
+        def floor():
+            for n in cuts:
+                torch.mm(states[:n], weight.T, out=z[:n])
+                torch.mm(z[:n], weight, out=d_states[:n])
+                torch.mm(z[:n].T, states[:n], out=d_weight)
+        return timed(floor, spec["device"])
+
+    work = head_pass if spec["who"] == "minialign" else plain_head
+    return Task(lambda: work(states, weight, method, batch), three_matmuls, {"tokens": sum(cuts)})
+
+
+def plain_head(states: Tensor, weight: Tensor, method: Method, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What head_pass does, as one writes it first: all logits at once, autograd. Gradients of the states and of the weight."""
+    states, weight = (x.detach().requires_grad_() for x in (states, weight))
+    z = states[batch.rows.source[batch.mask]] @ weight.T                                            # (N, V)
+    logps = wide(z).log_softmax(-1).gather(1, batch.rows.y[batch.mask][:, None])[:, 0]
+    every = torch.zeros(batch.mask.shape, dtype=logps.dtype, device=logps.device).masked_scatter(batch.mask, logps.detach())
+    logps.backward(-method.weigh(every, batch)[1][batch.mask])
+    return states.grad, weight.grad
+
+
+def step(spec: dict) -> Task:
+    """One update of `train`'s own loop: the whole step, from token lists to changed weights."""
+    config, examples = config_of(spec), examples_of(spec)
+    recipe = Recipe(epochs=10**6, batch=len(examples), micro_batch=len(examples), lr=1e-6)
+    parts = memory.sheet(config, memory.load_of(examples, recipe), recipe, spec["dtype"])
+    memory.check_fits(parts, spec["device"], "--batch, --len, --dtype bfloat16, or a smaller --preset")
+    model, method = build(spec), method_of(spec)
+    if "kl" in method.needs:
+        add_mismatched(examples)
+    if "reference" in method.needs:
+        add_reference(model, examples, progress=False)
+    updates = fit(model, method, examples, recipe)
+    (prompt, answers), batch = spec["examples"][0], len(examples)
+    flops = counts.step_flops(config, spec["method"], batch, len(prompt), len(answers[0]), len(answers))
+    traffic = counts.optimizer_bytes(config, model.head.itemsize)
+    tokens = sum(len(p) + len(a) for p, answers in spec["examples"] for a in answers)
+    return Task(lambda: next(updates), [(flops, 0), (0, traffic)], {"tokens": tokens, "flops": flops})
+
+
+def generate(spec: dict) -> Task:
+    """Random prompts continued by `new` tokens each, drawn among the 50 likeliest at temperature 0.7; nobody stops early."""
+    model, config = build(spec), config_of(spec)
+    prompts = torch.tensor([e.prompt for e in examples_of(spec)], device=spec["device"])            # (R, L)
+    (R, L), new = prompts.shape, spec["new"]
+    draw = torch.Generator(spec["device"]).manual_seed(0)
+    flops, traffic = counts.token_floor(config, R, L + new // 2, model.head.itemsize)
+    reading = counts.forward_flops(config, R * L, [L] * R, 0)
+    return Task(lambda: model.generate(prompts, new, 0.7, 50, generator=draw), [(reading, 0), (new * flops, new * traffic)],
+                {"tokens": R * new})
+
+
+def load(spec: dict) -> Task:
+    """A model folder to parameters on the device, ours or safetensors' own loader, and every page touched."""
+    folder = Path(spec["folder"])
+    files = sorted(folder.glob("*.safetensors"))
+
+    def touch(tensors) -> None:
+        for tensor in tensors:
+            tensor.detach().view(-1).view(torch.uint8)[:: resource.getpagesize()].sum()
+
+    def ours():
+        touch(load_model(folder, spec["dtype"], spec["device"])[0].parameters())
+
+    def theirs():
+        for file in files:
+            touch(load_file(file, spec["device"]).values())
+
+    size = sum(file.stat().st_size for file in files)
+    return Task(ours if spec["who"] == "minialign" else theirs, [(0, size)], {"bytes": size})
+
+
+def write(spec: dict) -> Task:
+    """The model folder for `load`, if none was given."""
+    save_model(spec["folder"], build(spec), byte_tokenizer([]))
+    return Task(lambda: None, [])
+
+
+def sheet(spec: dict) -> Task:
+    """No work at all: what a training step will hold in memory."""
+    recipe = Recipe(batch=len(spec["examples"]), micro_batch=len(spec["examples"]))
+    parts = memory.sheet(config_of(spec), memory.load_of(examples_of(spec), recipe), recipe, spec["dtype"])
+    return Task(lambda: None, [], {"sheet": parts, "table": memory.table(parts)})
+
+
+def timed(work: Callable, device: str) -> float:
+    began = time.perf_counter()
+    work()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def machine(spec: dict) -> Callable[[], tuple[float, float]]:
+    """A function that measures (FLOP/s of a matmul, bytes/s read and written by a copy) with the buffers it keeps."""
+    n = 8192 if spec["device"].startswith("cuda") else 1536
+    draw = {"dtype": getattr(torch, spec["dtype"]), "device": spec["device"]}
+    a, b, c = (torch.ones(n, n, **draw) for _ in range(3))
+    source, target = (torch.ones(32 * n * n if n > 1536 else 2**24, **draw) for _ in range(2))
+
+    def measure() -> tuple[float, float]:
+        rate = max(2 * n**3 / timed(lambda: torch.mm(a, b, out=c), spec["device"]) for _ in range(2))
+        return rate, max(2 * source.nbytes / timed(lambda: target.copy_(source), spec["device"]) for _ in range(2))
+    return measure
+
+
+def used(device: str, reset: bool = False) -> int:
+    """Most bytes in use since the last reset: of the GPU's allocator, else of the process (since it began, where not Linux)."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def main() -> None:
+    with os.fdopen(os.dup(1), "w") as out:
+        os.dup2(2, 1)                                                   # whatever else prints: not into the conversation
+
+        def say(**facts) -> None:
+            print(json.dumps(facts), file=out, flush=True)
+
+        try:
+            spec = json.loads(sys.stdin.readline())
+            converse(spec, say)
+        except (ValueError, OSError) as error:
+            say(error=str(error))
+
+
+def converse(spec: dict, say: Callable) -> None:
+    check_device(spec["device"])
+    if spec["threads"]:
+        torch.set_num_threads(spec["threads"])
+    task = MODES[spec["mode"]](spec)
+    before = used(spec["device"], reset=True)
+    task.work()
+    facts = task.facts | {"peak": used(spec["device"]) - before, "hf": config_to_hf(config_of(spec))}
+    measure = machine(spec) if task.floor and not callable(task.floor) else None
+    (measure or task.floor or (lambda: None))()
+    say(ready=True, **facts)
+    for _ in sys.stdin:
+        seconds = timed(task.work, spec["device"])
+        if measure:
+            rate, bandwidth = measure()
+            say(seconds=seconds, floor=sum(max(f / rate, b / bandwidth) for f, b in task.floor), rate=rate, bandwidth=bandwidth)
+        else:
+            say(seconds=seconds, floor=task.floor())
+
+
+MODES = {"head": head, "step": step, "generate": generate, "load": load, "write": write, "sheet": sheet}
+
+if __name__ == "__main__":
+    main()
