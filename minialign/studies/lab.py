@@ -102,7 +102,7 @@ class Difference:
         return self.above(-x) and self.below(x)
 
     def percent(self) -> str:
-        return f"{100 * self.mean:.0f} ± {100 * self.half:.0f} %"
+        return f"{round(100 * self.mean)} ± {100 * self.half:.0f} %"
 
     def __str__(self) -> str:
         text = show(self.values, 3 if abs(self.mean) < 1 else 2)
