@@ -100,8 +100,9 @@ print(f"truth u = 1, log u = 0;   mean of û {float((chance * u_hat).sum()):.6f}
 #     u ← (1−γ) u + γ û        (eq. 7; eqs. 9, 10 do it in logs, so that nothing overflows; u starts at 1)
 #     −∂F/∂s₀ = 1              −∂F/∂s_j = −ω_j,      ω_j = exp(d_j) / (K u)                          (eq. 8: τ and 1/τ cancel)
 #
-# γ = 1 remembers nothing: Σ_j ω_j = 1, however wrong û is. DFT2 (eqs. 11 to 13) takes the mean log-prob per token as score and
-# drops P_ref. *The release* divides by P_ref under the plain prompt; the paper writes the prompt that provoked bad answers.
+# γ = 1 remembers nothing: Σ_j ω_j = 1, whatever was drawn. DFT2 (eqs. 11 to 13) takes the mean log-prob per token as score and
+# drops P_ref. *The release* divides by P_ref under the plain prompt, where the paper writes the prompt that provoked bad answers;
+# it prints a surrogate whose value is not F, lets evaluation move u, and of two visits in a batch it keeps the last. We do not.
 
 # %%
 dft = METHODS["dft"](tau=1.0, gamma=0.9, n_examples=n)
@@ -136,8 +137,9 @@ for name, run in runs.items():
     print(f"{name:8} chance of 9.9 {run[:, 0, -1].mean():.3f}    log u {run[:, 1, -1].mean():+.2f}   (truth 0)")
 
 # %% [markdown]
-# u too small makes every ω too big: DFT pushes its own answers down harder than the objective asks. Where the label is wrong,
-# those answers are the same wrong one, and push up and push down cancel. What is left is the vote of the right labels.
+# u follows the draw. Two answers that have become unlikely make a small u, and are pushed down as if they were likely: DFT pushes
+# down what the model *used to* say, harder than the objective asks. Where the label is wrong, that is the same wrong answer, and
+# push up and push down cancel. What is left is the vote of the right labels.
 #
 # Now the same with models that knew better before. DFT has no idea who is right. What will it do to a model that is?
 
@@ -169,7 +171,7 @@ for name, chances in after.items():
 last.annotate("the model was wrong:\nDFT mends it", (0.33, 0.95), (0.36, 1.02), fontsize=10, color=plot.COLOR["dft"])
 last.annotate("it was right:\nDFT breaks it", (0.9, 0.1), (0.5, 0.04), fontsize=10, color=plot.COLOR["dft"])
 left.set(title="Two answers are too few to know u …", ylabel="log u, mean of the examples")
-middle.set(title="… u is too small, its pushes down too hard …", ylabel="chance of 9.9 ↑")
+middle.set(title="… too small, so pushes down are too hard …", ylabel="chance of 9.9 ↑")
 last.set(title="… good or bad, whatever the model said before", ylim=(-0.02, 1.15), ylabel="chance of 9.9 after training ↑",
          xlabel="chance of 9.9 before training")
 for axes in middle, last:

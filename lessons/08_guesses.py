@@ -38,24 +38,31 @@ model, tokenizer = check.base_model(args)
 #
 #     e_t = (1−λ) E[y_t] + λ E[g_t]           (E embeds; prompt tokens stay as they are; the *targets* stay the true tokens)
 #
-# In the paper the guess is an action, a = π(s): one token, not a soft average over all. Algorithm 1 and the code agree.
+# In the paper the guess is an action, a = π(s): one token, not a soft average over all; Algorithm 1 and the code agree. (The code
+# reads E from a frozen copy. Ours learns as in SFT, so that λ = 0 is SFT.)
 
 # %%
 examples = fine_tuning_data(tokenizer, 0, 0.0, None)[: 64 if args.fast else 512]
-rows = METHODS["ift"](lam=0.5).prepare(model, collate([replace(e, answers=e.answers[:1], rewards=None) for e in examples])).rows
+ift = METHODS["ift"](lam=0.5)
+batch = ift.prepare(model, collate([replace(e, answers=e.answers[:1], rewards=None) for e in examples]))
+rows = batch.rows
 differ = ((rows.guesses != rows.y) & rows.mask)[0]                      # (B, T): where the guess is not the label
 i = int(differ.sum(-1).argmax())
 for name, ids in ("label", rows.y[0, i]), ("guess", rows.guesses[0, i]):
     tokens = [tokenizer.decode([token], skip_special_tokens=False) for token in ids[rows.mask[0, i]].tolist()]
     print(f"{tokenizer.decode(examples[i].prompt)}  {name}: {'  '.join(tokens)}")
-print(f"of all tokens the model guesses {1 - float(differ.sum() / rows.mask.sum()):.0%} right already")
+with torch.no_grad():
+    mixed = (ift.inputs(model, batch) != model.embed(rows.tokens)).any(-1)
+print(f"of all answer tokens the model guesses {1 - float(differ.sum() / rows.mask.sum()):.0%} right already; "
+      f"what it reads changes at {int(mixed.sum())} of {mixed.numel()} places")
 
 # %% [markdown]
 # Where the guess is the label, nothing is mixed: there IFT *is* SFT. A good model's guesses are mostly right, so the residual is
 # a small change, and smaller the better the model.
 #
 # ## Step 2: propagation, and a gradient worth deriving
-# With token losses c_t = −log-prob of y_t, Algorithm 1 (as the code has it) multiplies each by the losses that follow:
+# With token losses c_t = −log-prob of y_t, Algorithm 1 multiplies each by the losses that follow. As the code has it (on paper
+# the decay is α^(N−t), outside the sum, and nothing is normalised):
 #
 #     S_t = Σ_{i≥t} γ^(i−t) c_i        Z = Σ_t S_t        L = Σ_t c_t S_t / Z =: A/Z
 #
@@ -80,8 +87,8 @@ print("8 × weights:", (8 * weights[0, 0]).numpy().round(2))
 
 # %% [markdown]
 # The first token is pushed hardest, and late, well-predicted tokens are pushed **down**: their C_j is large, so raising c_j
-# raises Z, the common denominator, more than A. Nobody means that. Treat S_t/Z as constants (`detach_weights`) and it is gone;
-# the release does not (its author: the coefficient must take part in the graph).
+# raises Z, the common denominator, so much that L falls. Nobody means that. Treat S_t/Z as constants (`detach_weights`) and it
+# is gone; the release does not (its author: the coefficient must take part in the graph).
 #
 # ## Step 3: where the paper disagrees with itself
 # Eq. 21 prints a double sum. Count how often c_i occurs in it: once for every n ≤ i.
@@ -182,9 +189,10 @@ plot.clean(last)
 check.show(figure, "08")
 down = sum(w < 0 for w in weight["γ = 0.95"].tolist())
 print(f"Your guess? Hardest: token {int(weight['γ = 0.95'].argmax()) + 1}; pushed down: {down} of 8, in an answer that is right.")
-best = max(gpt, key=lambda key: sum(gpt[key]))
-print(f"On the GPT SFT has {sft:.3f}; the best of these, γ = {best[0]:g} and λ = {best[1]:g}, "
-      f"{sum(gpt[best]) / len(gpt[best]):.3f}, chosen after looking.")
+chance = {key: sum(values) / len(values) for key, values in gpt.items()}
+paper, best = (gammas[-1], doses[1]), max(chance, key=chance.get)
+print(f"On the GPT: SFT {sft:.3f}; γ = {paper[0]:g}, λ = {paper[1]:g} (the paper's) {chance[paper]:.3f}; "
+      f"the best of all, chosen after looking, γ = {best[0]:g}, λ = {best[1]:g}: {chance[best]:.3f}.")
 
 # %% [markdown]
 # Exposure is not what imitation lacks: labels are. Beside the path, IFT repeats the demonstration's next action. Where that is

@@ -136,6 +136,8 @@ check.show(figure, "09")
 for condition in conditions:
     order = sorted(names, key=lambda name: -sum(m["right"] for m in results[condition, name]))
     print(f"Your guess? {condition}: {', '.join(order)}.")
+mean = [sum(ys) / len(ys) for ys in zip(*(m["curve"] for m in results["30 % wrong", "sft"]), strict=True)]
+print(f"With noisy labels SFT is best after {4 * mean.index(max(mean))} updates ({max(mean):.2f}) and ends at {mean[-1]:.2f}.")
 loser = min(names, key=lambda name: sum(m["agree"] for m in results["30 % wrong", name]))
 print(f"Of what it always knew, {loser} loses most with noisy labels.")
 
@@ -143,8 +145,6 @@ print(f"Of what it always knew, {loser} loses most with noisy labels.")
 # What to expect, and why. With right labels SFT is hard to beat: at the token where the answers part, raising one number in a
 # softmax *is* lowering the other (lesson 02). Negatives earn their price where labels lie (lesson 06), and whoever pushes down
 # what the model says, pushes down what it says rightly. DPO knows only a difference; nothing holds the right answer up (05).
-# With noisy labels even SFT is best early, and then learns the noise: it has to be stopped in time.
-#
 # The same learning rate for all is one fair choice; each at its own is another, and orders can change with it. A ranking is a
 # statement about a task, a start, labels, a budget and a rate. Whoever shows you one without these has shown you nothing.
 #
