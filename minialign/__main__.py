@@ -160,6 +160,7 @@ class Bench:
     k: int = arg(1, "negatives per prompt, for methods that look at any", least=1)
     dtype: str = arg("float32", "the model's numbers", choices=DTYPES[:2])
     device: str = arg("cpu", "cpu, cuda, cuda:1, …")
+    lean: bool = arg(False, "train as 8 B on one GPU do: bfloat16 moments, no stored gradients, activation checkpointing")
     threads: int | None = arg(None, "CPU threads; torch decides unless given", least=1, most=1024)
     rounds: int = arg(5, "how often each side takes its turn", least=1)
     against: str | None = arg(None, "also time this peer on the same data, in a process of its own",

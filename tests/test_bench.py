@@ -76,7 +76,8 @@ def test_the_verb_prints_its_tables_and_writes_its_numbers(folder, tmp_path, cap
 def test_every_kind_of_work_can_be_done_again_and_again(folder, mode, facts, who):
     examples = [([1, 2, 3, 4, 5], [[6] * 7, [7] * 7])] * 2
     task = worker.MODES[mode]({"who": who, "method": "dft2", "preset": None, "model": str(folder), "folder": str(folder),
-                               "new": 7, "dtype": "float32", "device": "cpu", "threads": 1, "examples": examples})
+                               "new": 7, "dtype": "float32", "device": "cpu", "threads": 1, "lean": who == "theirs",
+                              "examples": examples})
     task.work()
     task.work()
     assert facts.items() <= task.facts.items()

@@ -131,7 +131,7 @@ def spec(args, mode: str, method: str, batch: int, prompt: int, answer: int, **m
     answers = 1 if method in ALONE else 1 + args.k
     examples = [(tokens(prompt), [tokens(answer) for _ in range(answers)]) for _ in range(batch)]
     return {"mode": mode, "who": "minialign", "method": method, "preset": args.preset, "model": args.model, "dtype": args.dtype,
-            "device": args.device, "threads": args.threads, "examples": examples} | more
+            "device": args.device, "threads": args.threads, "lean": args.lean, "examples": examples} | more
 
 
 def training(args, mode: str, method: str, **more) -> dict:
@@ -226,9 +226,16 @@ def show(sides: list[Side]) -> str:
         rows.append([side.label, spread(side["seconds"], 3), spread(ratios(side["seconds"], floors), 2),
                      f"{tokens / statistics.median(side['seconds']):,.0f}" if tokens else "",
                      spread(ratios(side["seconds"], first["seconds"]), 2) if other else "",
-                     f"{side.facts['peak'] / 1e6:,.0f}",
+                     spread(shares(side), 2) if "flops" in side.facts else "", f"{side.facts['peak'] / 1e6:,.0f}",
                      f"{side.facts['peak'] / first.facts['peak']:.2f}" if other and first.facts["peak"] else ""])
-    return table(["", "seconds", "× floor", "tokens/s", "× time", "MB beyond the model", "× memory"], rows)
+    names = ["", "seconds", "× floor", "tokens/s", "× time", "of matmul rate", "MB beyond the model", "× memory"]
+    kept = [i for i in range(len(names)) if i == 0 or any(row[i] for row in rows)]
+    return table([names[i] for i in kept], [[row[i] for i in kept] for row in rows])
+
+
+def shares(side: Side) -> list[float]:
+    """The model's FLOPs per second over those of a matmul measured beside: recomputing and all else count as lost time."""
+    return [side.facts["flops"] / s / rate for s, rate in zip(side["seconds"], side["rate"], strict=True)]
 
 
 def ratios(a: list[float], b: list[float]) -> list[float]:

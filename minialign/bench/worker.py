@@ -5,6 +5,7 @@ Reads what to do as a line of JSON, answers {"ready", "peak", …}, then, for ev
 """
 
 import json
+import math
 import os
 import resource
 import sys
@@ -69,6 +70,13 @@ def method_of(spec: dict) -> Method:
     return build_method(spec["method"], {}, len(spec["examples"]))
 
 
+def recipe_of(spec: dict) -> Recipe:
+    """One pass per update. Lean: moments in bfloat16, and gradients used up at once."""
+    n = len(spec["examples"])
+    lean = {"moments": "bfloat16", "inside_backward": True, "clip": math.inf} if spec["lean"] else {}
+    return Recipe(epochs=10**6, batch=n, micro_batch=n, lr=1e-6, **lean)
+
+
 def head(spec: dict) -> Task:
     """The vocabulary head on random hidden states, ours or (`who`: plain) torch's own operators on all tokens at once."""
     config, examples = config_of(spec), examples_of(spec)
@@ -113,10 +121,11 @@ def plain_head(states: Tensor, weight: Tensor, method: Method, batch: Batch) -> 
 def step(spec: dict) -> Task:
     """One update of `train`'s own loop: the whole step, from token lists to changed weights."""
     config, examples = config_of(spec), examples_of(spec)
-    recipe = Recipe(epochs=10**6, batch=len(examples), micro_batch=len(examples), lr=1e-6)
-    parts = memory.sheet(config, memory.load_of(examples, recipe), recipe, spec["dtype"])
-    memory.check_fits(parts, spec["device"], "--batch, --len, --dtype bfloat16, or a smaller --preset")
+    recipe = recipe_of(spec)
+    held = memory.sheet(config, memory.load_of(examples, recipe), recipe, spec["dtype"], spec["lean"])
+    memory.check_fits(held, spec["device"], "--lean, --batch, --len, --dtype bfloat16, or a smaller --preset")
     model, method = build(spec), method_of(spec)
+    model.recompute = spec["lean"]
     if "kl" in method.needs:
         add_mismatched(examples)
     if "reference" in method.needs:
@@ -169,9 +178,9 @@ def write(spec: dict) -> Task:
 
 def sheet(spec: dict) -> Task:
     """No work at all: what a training step will hold in memory."""
-    recipe = Recipe(batch=len(spec["examples"]), micro_batch=len(spec["examples"]))
-    parts = memory.sheet(config_of(spec), memory.load_of(examples_of(spec), recipe), recipe, spec["dtype"])
-    return Task(lambda: None, [], {"sheet": parts, "table": memory.table(parts)})
+    recipe = recipe_of(spec)
+    held = memory.sheet(config_of(spec), memory.load_of(examples_of(spec), recipe), recipe, spec["dtype"], spec["lean"])
+    return Task(lambda: None, [], {"sheet": held, "table": memory.table(held)})
 
 
 def timed(work: Callable, device: str) -> float:
