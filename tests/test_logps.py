@@ -10,7 +10,7 @@ import torch
 from minialign import METHODS, linear_logps
 from minialign import logps as head
 from minialign.data import Counts, collate
-from minialign.logps import batch_logps, fused_pass, greedy
+from minialign.logps import batch_logps, fused_pass, greedy, head_pass, score
 
 N, C, V = 7, 5, 11
 
@@ -125,6 +125,24 @@ def test_the_fused_pass_is_the_gradient(any_model, examples, name, shared):
     torch.testing.assert_close(info["loss_per_example"].mean(), expected_loss)
     torch.testing.assert_close({n: p.grad for n, p in any_model.named_parameters()}, expected)
     assert not logps.requires_grad and logps.shape == batch.mask.shape
+
+
+def test_logits_written_into_memory_that_was_used_before_are_the_same():
+    hidden, weight, targets = (x.detach() for x in inputs())
+    fresh, memory = score(hidden, weight, targets), torch.full((N + 2, V), torch.nan, dtype=torch.float64)
+    torch.testing.assert_close(score(hidden, weight, targets, memory[:N]), fresh)
+
+
+def test_the_head_in_bfloat16_is_the_head_in_float32_up_to_its_rounding(model, examples):
+    """Logits, log-probs and pushes lie in different memory there, and nothing but rounding may tell."""
+    batch, method = collate(examples), METHODS["sft"]()
+    states = torch.randn(batch.rows.tokens.numel(), 32, generator=torch.Generator().manual_seed(0))
+    weight = model.head.detach().float()
+    states, weight = states.bfloat16().float(), weight.bfloat16().float()
+    exact, rounded = (head_pass(states.to(dtype), weight.to(dtype), method, batch) for dtype in (torch.float32, torch.bfloat16))
+    assert rounded[1].dtype == torch.float32
+    for a, b in zip(exact[3:], rounded[3:], strict=True):
+        assert (a - b).norm() < 0.01 * a.norm()
 
 
 def test_one_example_at_a_time_is_the_whole_batch(model, examples, monkeypatch):

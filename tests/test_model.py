@@ -97,7 +97,24 @@ def test_top_k_and_top_p_draw_only_among_the_likeliest():
     torch.testing.assert_close(shares(top_p=0.6), torch.tensor([5 / 8, 3 / 8, 0, 0]), atol=sd, rtol=0)  # 0.5 alone is not yet 0.6
     torch.testing.assert_close(shares(top_p=0.5), torch.tensor([1.0, 0, 0, 0]), atol=sd, rtol=0)
     torch.testing.assert_close(shares(temperature=0.5), torch.tensor([0.25, 0.09, 0.0225, 0.0025]) / 0.365, atol=sd, rtol=0)
+    assert (shares(top_k=2)[2:] == 0).all() and (shares(top_p=0.6)[2:] == 0).all(), "not rarely: never"
     assert (choose(logits, 0, None, None, None) == 0).all()
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_logits_that_are_no_numbers_are_refused(temperature, top_k):
+    for odd in torch.nan, torch.inf:
+        with pytest.raises(FloatingPointError, match="not finite"):
+            choose(torch.tensor([[0.0, 1.0, 2.0], [0.0, odd, 1.0]]), temperature, top_k, None, None)
+
+
+def test_rows_of_one_length_generate_as_rows_of_several_do(any_model):
+    """Without a mask, with keys written as a block: the same tokens as by the general way, beyond the window too."""
+    even, longer = PROMPTS[:, :3], torch.nn.functional.pad(PROMPTS[:, :3], (0, 2))
+    fast = any_model.generate(even, 9, temperature=0)
+    general = any_model.generate(longer, 9, temperature=0, lengths=torch.tensor([3, 3, 3]))
+    assert torch.equal(fast, general[:, :12])
 
 
 def test_the_same_seed_draws_the_same_text(model):
