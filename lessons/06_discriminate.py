@@ -207,7 +207,7 @@ print(check.silent_bug(your_factor))
 # %% [markdown]
 # ## Try
 # * All labels right: `[0] * 100`. What is left of the difference between SFT and DFT?
-# * Draw 16 negatives instead of 2 (three places). Which curve do all the others approach?
+# * 16 negatives instead of 2 (`2 * n` and `view(2, n)` in `learn`). Which curve do all the others approach?
 # * τ = 0.8 in `make`: then the truth is log Σ_y P(y)^(1/τ), and it moves. Draw it.
 #
 # **Next:** 07 leaves language, to see exactly what imitation cannot know.

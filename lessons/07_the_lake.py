@@ -174,10 +174,10 @@ ask(your_success)
 
 # %% [markdown]
 # ## Try
-# * `slippery=False`, and success with `noise=0.2`. One walk is now nearly enough. Why?
+# * `slippery=False`: one walk is now all there is to know. Why? Then give `success` a `noise=0.2`, for student and teacher.
 # * Let each student take its own second walk, labelled with `lake.expert`, instead of watching the teacher's. Is that better
 #   straight away? Look at how early the student's walks end.
-# * `lr=0.1, steps=20`: the student is unsure on the path as well. Which of the two is worse for it?
+# * `steps=20`: the student is unsure on the path as well. How much do more walks help now?
 #
 # **Next:** 08. IFT reads cells beside the path without anybody showing them. What does it do there?
 

@@ -31,7 +31,7 @@ args = check.options()
 model, tokenizer = check.base_model(args)
 seeds, conditions = range(1 if args.fast else 5), {"right labels": 0.0, "30 % wrong": 0.3}
 names = ("sft", "dft") if args.fast else ("sft", "sft x3", "ift", "asft", "orpo", "simpo_sft", "dft", "dft2", "dpo")
-recipe = replace(RECIPE, epochs=1 if args.fast else 3)      # 24 updates at 5e-4, the best of three rates on seeds 7 and 8
+recipe = replace(RECIPE, epochs=1 if args.fast else 3)      # at 5e-4: of three rates the best, methods averaged, on seeds 7 and 8
 
 # %% [markdown]
 # ## Who gets what
