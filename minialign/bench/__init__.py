@@ -183,9 +183,14 @@ def memory(args) -> dict:
     """What a training step of this shape will hold, counted; the method decides how many answers there are."""
     with Side("minialign", OURS, training(args, "sheet", args.method.split(",")[0])) as side:
         facts = side.begin()
-    print(f"memory of a training step: {title(args, side.spec)}")
-    print(facts["table"])
-    return facts["sheet"]
+    free, rows = facts["free"], []
+    for flags, parts in facts["sheets"].items():
+        total = sum(parts.values())
+        rows.append([flags, *(f"{size / 2**30:.2f}" for size in [*parts.values(), total]), "yes" if total <= free else "no"])
+    shape = title(args, side.spec).partition(";")[0]
+    print(f"memory: a training step of {args.method.split(',')[0]}, {shape}; GiB, counted and not allocated")
+    print(table(["train with", *parts, "total", f"fits {args.device} ({free / 2**30:.0f} GiB free)"], rows), flush=True)
+    return facts["sheets"]
 
 
 def race(args, mode: str, sides: list[Side]) -> dict:

@@ -21,13 +21,13 @@ from torch import Tensor
 from minialign import memory
 from minialign.bench import counts
 from minialign.data import Batch, Example, collate
-from minialign.families import config_from_hf, config_to_hf
-from minialign.load import check_device, load_model, save_model
+from minialign.families import config_to_hf
+from minialign.load import check_device, load_model, read_config, save_model
 from minialign.logps import head_pass, parts
 from minialign.methods import METHODS, Method
 from minialign.model import Config, Transformer, wide
 from minialign.presets import PRESETS
-from minialign.tokens import byte_tokenizer, read_json
+from minialign.tokens import byte_tokenizer
 from minialign.train import Recipe, add_mismatched, add_reference, build_method, fit
 
 
@@ -43,10 +43,7 @@ class Task:
 def config_of(spec: dict) -> Config:
     if not spec["model"]:
         return PRESETS[spec["preset"]]
-    path = Path(spec["model"]) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; --model is a Hugging Face model folder")
-    return config_from_hf(read_json(path))
+    return read_config(spec["model"])
 
 
 def build(spec: dict) -> Transformer:
@@ -176,11 +173,26 @@ def write(spec: dict) -> Task:
     return Task(lambda: None, [])
 
 
+WAYS = {                                    # flags of train: dtype, moments, in one pass, activation checkpointing, LoRA's rank
+    "--dtype float32": ("float32", "float32", False, False, None),
+    "--dtype bfloat16": ("bfloat16", "float32", False, False, None),
+    "… --activation-checkpointing": ("bfloat16", "float32", False, True, None),
+    "… … --moments bfloat16": ("bfloat16", "bfloat16", False, True, None),
+    "… … … --inside-backward": ("bfloat16", "bfloat16", True, True, None),
+    "… … --lora-rank 16": ("bfloat16", "float32", False, True, 16),
+}
+
+
 def sheet(spec: dict) -> Task:
-    """No work at all: what a training step will hold in memory."""
-    recipe = recipe_of(spec)
-    held = memory.sheet(config_of(spec), memory.load_of(examples_of(spec), recipe), recipe, spec["dtype"], spec["lean"])
-    return Task(lambda: None, [], {"sheet": held, "table": memory.table(held)})
+    """No work at all: what a training step will hold in memory, in each of the ways there are to hold less."""
+    config, examples = config_of(spec), examples_of(spec)
+    n, sheets = len(examples), {}
+    for flags, (dtype, moments, one_pass, recompute, rank) in WAYS.items():
+        recipe = Recipe(batch=n, micro_batch=n, moments=moments, inside_backward=one_pass, clip=math.inf)
+        adapters = memory.Adapters(rank, 2.0 * rank) if rank and config.pos == "rope" else None
+        if adapters or not rank:
+            sheets[flags] = memory.sheet(config, memory.load_of(examples, recipe), recipe, dtype, recompute, adapters)
+    return Task(lambda: None, [], {"sheets": sheets, "free": memory.available(spec["device"])})
 
 
 def timed(work: Callable, device: str) -> float:
