@@ -22,7 +22,6 @@ import check
 import matplotlib.pyplot as plt
 import torch
 from safetensors.torch import load_file
-from torch.profiler import ProfilerActivity, profile
 
 from minialign import memory
 from minialign.data import Example, collate
@@ -118,21 +117,6 @@ print("saved, loaded again, the same to the last bit:", mean_logps(again) == aft
 # allocator:
 
 # %%
-os.environ.setdefault("KINETO_LOG_LEVEL", "9")          # the profiler need not say that it starts
-
-
-def allocated(work):
-    """The most bytes alive at once among those that `work` allocated."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        work()
-    alive = most = 0
-    for event in watched.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            most = max(most, alive)
-    return most
-
-
 small = Config(2000, n_layer=2 if args.fast else 4, n_head=8, n_kv_head=2, d_model=256 if args.fast else 512, d_mlp=1408)
 pairs = [Example(i, [5] * 24, [[7] * 16, [9] * 16]) for i in range(2)]
 plain = Recipe(epochs=2, batch=2, micro_batch=1)        # two passes per update: the second finds the first one's gradients
@@ -145,7 +129,7 @@ def train_small():
         pass
 
 
-said, seen = sum(memory.sheet(small, memory.load_of(pairs, plain), plain, "float32").values()), allocated(train_small)
+said, seen = sum(memory.sheet(small, memory.load_of(pairs, plain), plain, "float32").values()), check.allocated(train_small)
 print(f"the sheet says {said / 1e6:.0f} MB, the allocator counted {seen / 1e6:.0f} MB: {said / seen - 1:+.0%}")
 
 # %% [markdown]
