@@ -83,8 +83,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        z = wide(x)
-        return self.weight * (z * torch.rsqrt(z.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        return self.weight * F.rms_norm(x, x.shape[-1:], None, self.eps)
 
 
 def rope_frequencies(config: Config) -> Tensor:

@@ -148,13 +148,13 @@ def head_sides(args, _) -> list[Side]:
 
 
 def step_sides(args, folder: str) -> list[Side]:
-    sides = [Side(f"minialign {method}", OURS, training(args, "step", method)) for method in args.method.split(",")]
-    for method in args.method.split(","):
-        theirs = {"trl": TRL_METHODS, "transformers": {method: [method]}}[args.against][method] if args.against else []
-        for name in theirs:
-            what = training(args, "step", method, who=args.against, variant=name, folder=folder)
-            sides.append(peer(args, f"{args.against} {name}", what))
-    return sides
+    methods = list(dict.fromkeys(args.method.split(",")))
+    sides = {f"minialign {method}": Side(f"minialign {method}", OURS, training(args, "step", method)) for method in methods}
+    for method in methods if args.against else []:
+        for name in TRL_METHODS[method] if args.against == "trl" else [method]:
+            label, what = f"{args.against} {name}", training(args, "step", method, who=args.against, variant=name, folder=folder)
+            sides[label] = peer(args, label, what)
+    return list(sides.values())
 
 
 def generate_sides(args, batch: int) -> list[Side]:
