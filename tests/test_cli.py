@@ -4,6 +4,8 @@ and one clear sentence for every mistake.
 
 import json
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +20,7 @@ import torch
 from conftest import SHAPES
 
 from minialign import METHODS, __main__, load_model, save_model, talk
-from minialign.__main__ import METHOD_NAMES, Train, main
+from minialign.__main__ import METHOD_NAMES, Train, build_parser, main
 from minialign.jsonl import encode_answer
 from minialign.lora import load_adapters, merge
 from minialign.model import Config, Transformer
@@ -322,3 +324,12 @@ def test_weights_that_are_not_numbers_are_a_failed_run(folder, pairs, tmp_path, 
                   ["train", "--method", "sft", "--data", pairs, "--out", str(tmp_path / "r")]):
         assert main([words[0], *bad, *words[1:]]) == 1
         assert "Traceback" not in capsys.readouterr().err
+
+
+def test_every_command_of_the_readme_is_one_that_the_program_takes():
+    text = (Path(__file__).parent.parent / "README.md").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.startswith("python -m minialign ") and not re.search("DIR|NAME", line)]
+    commands = [shlex.split(re.split(r" {3,}(?=\w+ )", line)[0], comments=True)[3:] for line in lines]     # without their remarks
+    assert len(commands) > 10
+    for words in commands:
+        build_parser().parse_args(words)
