@@ -31,8 +31,8 @@ from minialign import plot, small, tasks
 from minialign.model import Transformer
 from minialign.tokens import byte_tokenizer
 
-__all__ = ["BLANK", "BUGS", "RIGHT", "WRONG", "allocated", "asft", "backward", "base_model", "bug_hunt", "lines", "options", "peak",
-           "planted", "prefix", "propagation", "push", "score", "show", "silent_bug", "success"]
+__all__ = ["BLANK", "BUGS", "RIGHT", "WRONG", "allocated", "asft", "backward", "base_model", "bug_hunt", "lines", "options",
+           "peak", "planted", "prefix", "propagation", "push", "score", "show", "silent_bug", "success"]
 OUT = Path(__file__).parent.parent / "out"
 
 
