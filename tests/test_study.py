@@ -89,7 +89,7 @@ OPPOSITES = [   # study, marks by setting, verdict, and what else must change wi
      "holds only for DPO and only for gradients with respect to probabilities"),
     ("balance", {"base": {"right": 0.6, "wrong": 0.3}}, NOT),
     ("beta", {}, HOLDS),
-    ("beta", {"noisy β 1": {"right": 0.2}}, "holds only if labels are right"),
+    ("beta", {"clean β 1": {"agree": 0.6}}, lab.ONLY_TRAINED),
     ("beta", {"β 1": {"right": 0.2}}, NOT),
     ("init", {"untrained, dpo": {"right": 0.1}, "untrained, orpo": {"right": 0.3}}, HOLDS),
     ("init", {"untrained, dpo": {"right": 0.1}}, "holds only against DPO"),

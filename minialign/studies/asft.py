@@ -62,14 +62,11 @@ def beta(lab: Lab) -> Findings:
         runs |= {f"{c} β {b:g}": Run("asft", {"lam": b}, noise, persona=None) for b in betas}
     data = lab.run(runs)
     change = {c: Better(data[f"{c} β 1"], data[f"{c} β 0.1"]) for c in CONDITIONS}
-    flat = {c: change[c].right.within(SMALL) for c in CONDITIONS}
-    if all(flat.values()):
-        verdict = HOLDS if not change["clean"].costly else ONLY_TRAINED
-    elif flat["clean"]:
-        verdict = "holds only if labels are right" + (", and nothing counts but the questions trained for"
-                                                      * change["clean"].costly)
+    clean = change["clean"]             # the paper's case; wrong labels are ours
+    if clean.right.small():
+        verdict = ONLY_TRAINED if clean.costly else HOLDS
     else:
-        verdict = NOT if any(x.right.below() or x.right.above() for x in change.values()) else OPEN
+        verdict = NOT if clean.right.less() or clean.right.more() else OPEN
     skill = {c: Difference(data[f"{c} β 1"], data[f"{c} β 0.1"], "skill") for c in CONDITIONS}
     sentence = ("β = 1 against β = 0.1: " + "; ".join(f"{c} labels {change[c]}, unrelated skill {skill[c]}" for c in CONDITIONS)
                 + f". β = 0.1 against SFT: {Better(data['clean β 0.1'], data['clean sft'])} with right labels.")

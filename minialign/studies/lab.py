@@ -94,6 +94,13 @@ class Difference:
         """Clearly above 0, and by more than what we call no difference."""
         return self.above() and self.mean > SMALL
 
+    def less(self) -> bool:
+        return self.below() and self.mean < -SMALL
+
+    def small(self) -> bool:
+        """No more than what we call no difference, and measured as finely."""
+        return abs(self.mean) <= SMALL and self.half <= SMALL
+
     def below(self, x: float = 0.0) -> bool:
         return self.mean + self.half < x
 
@@ -118,7 +125,7 @@ class Better:
     @property
     def costly(self) -> bool:
         """Clearly worse on average, or on the questions on which both rules always agreed."""
-        return self.average.below() or self.agree.below(-SMALL)
+        return self.average.below() or self.agree.less()
 
     @property
     def verdict(self) -> str:
