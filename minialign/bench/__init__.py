@@ -226,9 +226,10 @@ def show(sides: list[Side]) -> str:
     """Floors were measured in our processes, in the same round; all is compared with the first side."""
     first, rows = sides[0], []
     for side in sides:
-        other, floors = side is not first, (side if "floor" in side.turns[0] else first)["floor"]
+        other, measured = side is not first, next((s for s in (side, first) if "floor" in s.turns[0]), None)
         tokens = side.facts.get("tokens")
-        rows.append([side.label, spread(side["seconds"], 3), spread(ratios(side["seconds"], floors), 2),
+        rows.append([side.label, spread(side["seconds"], 3),
+                     spread(ratios(side["seconds"], measured["floor"]), 2) if measured else "",
                      f"{tokens / statistics.median(side['seconds']):,.0f}" if tokens else "",
                      spread(ratios(side["seconds"], first["seconds"]), 2) if other else "",
                      spread(shares(side), 2) if "flops" in side.facts else "", f"{side.facts['peak'] / 1e6:,.0f}",

@@ -36,7 +36,7 @@ class Task:
     """What to measure: the work, and its floor as a function that measures it or as (FLOPs, bytes) of phases in turn."""
 
     work: Callable
-    floor: Callable[[], float] | list[tuple[float, float]]
+    floor: Callable[[], float] | list[tuple[float, float]] = ()         # empty: mapped files need not even be copied
     facts: dict = field(default_factory=dict)
 
 
@@ -164,13 +164,13 @@ def load(spec: dict) -> Task:
             touch(load_file(file, spec["device"]).values())
 
     size = sum(file.stat().st_size for file in files)
-    return Task(ours if spec["who"] == "minialign" else theirs, [(0, size)], {"bytes": size})
+    return Task(ours if spec["who"] == "minialign" else theirs, facts={"bytes": size})
 
 
 def write(spec: dict) -> Task:
     """The model folder for `load`, if none was given."""
     save_model(spec["folder"], build(spec), byte_tokenizer([]))
-    return Task(lambda: None, [])
+    return Task(lambda: None)
 
 
 WAYS = {                                    # flags of train: dtype, moments, in one pass, activation checkpointing, LoRA's rank
@@ -192,7 +192,7 @@ def sheet(spec: dict) -> Task:
         adapters = memory.Adapters(rank, 2.0 * rank) if rank and config.pos == "rope" else None
         if adapters or not rank:
             sheets[flags] = memory.sheet(config, memory.load_of(examples, recipe), recipe, dtype, recompute, adapters)
-    return Task(lambda: None, [], {"sheets": sheets, "free": memory.available(spec["device"])})
+    return Task(lambda: None, facts={"sheets": sheets, "free": memory.available(spec["device"])})
 
 
 def timed(work: Callable, device: str) -> float:
@@ -255,7 +255,8 @@ def converse(spec: dict, say: Callable) -> None:
     task.work()
     facts = task.facts | {"peak": used(spec["device"]) - before, "hf": config_to_hf(config_of(spec))}
     measure = machine(spec) if task.floor and not callable(task.floor) else None
-    (measure or task.floor or (lambda: None))()
+    if measure or task.floor:
+        (measure or task.floor)()
     say(ready=True, **facts)
     for _ in sys.stdin:
         seconds = timed(task.work, spec["device"])
@@ -263,7 +264,7 @@ def converse(spec: dict, say: Callable) -> None:
             rate, bandwidth = measure()
             say(seconds=seconds, floor=sum(max(f / rate, b / bandwidth) for f, b in task.floor), rate=rate, bandwidth=bandwidth)
         else:
-            say(seconds=seconds, floor=task.floor())
+            say(seconds=seconds, **({"floor": task.floor()} if task.floor else {}))
 
 
 MODES = {"head": head, "step": step, "generate": generate, "load": load, "write": write, "sheet": sheet}
