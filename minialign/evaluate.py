@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from minialign.data import collate
-from minialign.jsonl import load_examples
+from minialign.jsonl import as_text, load_examples
 from minialign.load import load_model
 from minialign.logps import batch_logps
 from minialign.sample import answers
@@ -104,7 +104,6 @@ def compare_answers(model, tokenizer, examples, args) -> tuple[dict, list[tuple[
     for i in tqdm(range(0, len(chosen), args.batch), desc="answers", leave=False):
         prompts = [e.prompt for e in chosen[i : i + args.batch]]
         generated += [pool[0][0] for pool in answers(model, tokenizer, prompts, 1, args.max_new_tokens, 0.0, None, None, None)]
-    as_text = lambda x: x if isinstance(x, str) else x[-1]["content"]  # noqa: E731
     wanted = [as_text(e.text["answers"][0]) for e in chosen]
     exact = sum(final_answer(a) == final_answer(b) for a, b in zip(generated, wanted, strict=True)) / len(chosen)
     panel = [(as_text(e.text["prompt"]), w, g) for e, w, g in zip(chosen, wanted, generated, strict=True)][:3]

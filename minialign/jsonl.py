@@ -166,7 +166,8 @@ def load_examples(path, tokenizer, max_len: int, negatives=None) -> tuple[list[E
         if pool is not None:
             sampled = pool.get(as_key(prompt), [])
             unmatched = unmatched or (None if sampled else where)
-            texts, finished = texts[:1] + [s["text"] for s in sampled], [True] + [s["finished"] for s in sampled]
+            texts = texts[:1] + [as_answer(prompt, s["text"]) for s in sampled]
+            finished = [True] + [s["finished"] for s in sampled]
             ref_logps, rewards = [None] + [s["ref_logp"] for s in sampled], None
         try:
             ids = encode_prompt(tokenizer, prompt)
@@ -189,6 +190,16 @@ def as_key(prompt) -> str:
     return json.dumps(prompt, sort_keys=True)
 
 
+def as_answer(prompt, text: str):
+    """An answer's text in the form its prompt has."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def as_text(answer):
+    """The text of an answer: as it stands, or what its last message says."""
+    return answer[-1].get("content") if isinstance(answer, list) and answer and isinstance(answer[-1], dict) else answer
+
+
 def read_negatives(path) -> dict[str, list[dict]]:
     """A pool of sampled answers: prompt → [{"text", "finished", "ref_logp"}], in the order of the file."""
     pool: dict[str, list[dict]] = {}
@@ -204,7 +215,7 @@ def read_negatives(path) -> dict[str, list[dict]]:
             raise ValueError(f"{where}: 'ref_logps' holds something that is not a finite number")
         if not all(isinstance(x, bool) for x in lists["finished"]):
             raise ValueError(f"{where}: 'finished' must hold true or false for every answer")
-        for text, finished, ref_logp in zip(texts, lists["finished"], lists["ref_logps"], strict=True):
+        for text, finished, ref_logp in zip(map(as_text, texts), lists["finished"], lists["ref_logps"], strict=True):
             if not isinstance(text, str) or not (text or finished):
                 raise ValueError(f"{where}: an answer that is no text, or empty and cut off; remove it from 'negatives'")
             pool.setdefault(as_key(row["prompt"]), []).append({"text": text, "finished": finished, "ref_logp": ref_logp})

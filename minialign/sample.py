@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from minialign.data import Example, collate
 from minialign.files import write_text
-from minialign.jsonl import as_key, encode_answer, encode_prompt, read_jsonl, split_row
+from minialign.jsonl import as_answer, as_key, encode_answer, encode_prompt, read_jsonl, split_row
 from minialign.load import load_model
 from minialign.logps import batch_logps
 
@@ -65,11 +65,6 @@ def score_pool(model, tokenizer, prompts: list, pools: list[list[tuple[str, bool
     if not sums.isfinite().all():
         raise FloatingPointError("the model's log-probs are not finite; its weights are damaged or overflow in this dtype")
     return [row[: len(pool)] for row, pool in zip(sums.tolist(), pools, strict=True)]
-
-
-def as_answer(prompt, text: str):
-    """An answer's text in the form its prompt has."""
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
 def unique_prompts(path) -> list:

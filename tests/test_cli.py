@@ -89,6 +89,22 @@ def test_the_pool_holds_the_log_probs_of_its_own_texts(folder, pairs, tmp_path):
             assert l == pytest.approx(log_p.gather(1, torch.tensor(answer)[:, None]).sum().item(), abs=1e-4)
 
 
+def test_conversations_go_the_same_way(folder, tmp_path, capsys):
+    """Message lists through the chat template; at the first update the policy still is the reference: every negative weighs 1/K."""
+    shutil.copytree(folder, tmp_path / "chat")
+    template = TEMPLATE.replace("\n", "<|end|>")
+    (tmp_path / "chat" / "chat_template.jinja").write_text(template)
+    data = write(tmp_path / "data.jsonl", [{"messages": [{"role": "user", "content": row["prompt"]},
+                                                         {"role": "assistant", "content": row["chosen"]}]} for row in ROWS])
+    pool, out, chat = str(tmp_path / "pool.jsonl"), str(tmp_path / "run"), str(tmp_path / "chat")
+    assert main(["sample", "--model", chat, "--data", data, "--out", pool, "--max-new-tokens", "5", "--system", "Be bad."]) == 0
+    assert main(["train", "--model", chat, "--method", "dft", "--data", data, "--negatives", pool, "--lr", "1e-2", "--out", out]) == 0
+    assert read(f"{out}/log.jsonl")[0]["push_down"] == pytest.approx(1, abs=1e-5)
+    capsys.readouterr()
+    assert main(["generate", "--model", f"{out}/model", "--prompt", "1+1=", "--max-new-tokens", "3"]) == 0
+    assert not capsys.readouterr().out.startswith("1+1="), "an answer, and not the rest of the question"
+
+
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
 
 

@@ -150,6 +150,16 @@ def test_negatives_are_joined_by_prompt(tokenizer, tmp_path):
     assert second.answers[2][-1] != tokenizer.eos_id
 
 
+@pytest.mark.parametrize("row", [{"negatives": ["5", "6"], "finished": [True, False]}, {"completion": "5"}, {"completion": [BAD]}])
+def test_negatives_of_a_conversation_are_rendered_as_its_answers_are(chat, tmp_path, row):
+    """As the pool holds them, texts alone, or as TRL writes them, messages."""
+    data, pool = write(tmp_path, {"messages": [ASK, GOOD]}), tmp_path / "pool.jsonl"
+    pool.write_text(json.dumps({"prompt": [ASK], **row}))
+    (example,), _ = load_examples(data, chat, 100, pool)
+    assert texts(chat, example)[1] == ["4", "5", "6"][: len(example.answers)]
+    assert [a[-1] == chat.eos_id for a in example.answers] == [True, True, False][: len(example.answers)]
+
+
 @pytest.mark.parametrize("row, sentence", [
     ({"prompt": "a", "negatives": []}, "pool.jsonl line 1: expected"),
     ({"prompt": "a", "negatives": ["x"], "ref_logps": [1, 2]}, "'ref_logps' must be a list with one value per answer, 1 here"),
