@@ -90,7 +90,7 @@ def test_the_pool_holds_the_log_probs_of_its_own_texts(folder, pairs, tmp_path):
 
 
 def test_conversations_go_the_same_way(folder, tmp_path, capsys):
-    """Message lists through the chat template; at the first update the policy still is the reference: every negative weighs 1/K."""
+    """Messages through the chat template. At the first update the policy still is the reference: each negative weighs 1/K"""
     shutil.copytree(folder, tmp_path / "chat")
     template = TEMPLATE.replace("\n", "<|end|>")
     (tmp_path / "chat" / "chat_template.jinja").write_text(template)
@@ -98,7 +98,7 @@ def test_conversations_go_the_same_way(folder, tmp_path, capsys):
                                                          {"role": "assistant", "content": row["chosen"]}]} for row in ROWS])
     pool, out, chat = str(tmp_path / "pool.jsonl"), str(tmp_path / "run"), str(tmp_path / "chat")
     assert main(["sample", "--model", chat, "--data", data, "--out", pool, "--max-new-tokens", "5", "--system", "Be bad."]) == 0
-    assert main(["train", "--model", chat, "--method", "dft", "--data", data, "--negatives", pool, "--lr", "1e-2", "--out", out]) == 0
+    assert main(["train", "--model", chat, "--method", "dft", "--data", data, "--negatives", pool, "--out", out]) == 0
     assert read(f"{out}/log.jsonl")[0]["push_down"] == pytest.approx(1, abs=1e-5)
     capsys.readouterr()
     assert main(["generate", "--model", f"{out}/model", "--prompt", "1+1=", "--max-new-tokens", "3"]) == 0

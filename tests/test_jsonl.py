@@ -150,7 +150,8 @@ def test_negatives_are_joined_by_prompt(tokenizer, tmp_path):
     assert second.answers[2][-1] != tokenizer.eos_id
 
 
-@pytest.mark.parametrize("row", [{"negatives": ["5", "6"], "finished": [True, False]}, {"completion": "5"}, {"completion": [BAD]}])
+@pytest.mark.parametrize("row", [{"negatives": ["5", "6"], "finished": [True, False]},
+                                 {"completion": "5"}, {"completion": [BAD]}])
 def test_negatives_of_a_conversation_are_rendered_as_its_answers_are(chat, tmp_path, row):
     """As the pool holds them, texts alone, or as TRL writes them, messages."""
     data, pool = write(tmp_path, {"messages": [ASK, GOOD]}), tmp_path / "pool.jsonl"
