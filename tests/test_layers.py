@@ -4,8 +4,8 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "minialign"
-LAYERS = [["cli", "files", "stats"], ["model", "tokens", "plot"], ["families", "presets", "lora"], ["data"], ["logps", "jsonl"],
-          ["methods"], ["tasks", "load", "optim"], ["small", "sample"], ["train"], ["memory"],
+LAYERS = [["cli", "files", "stats", "generate"], ["model", "tokens", "plot"], ["families", "presets", "lora"], ["data"],
+          ["logps", "jsonl"], ["methods"], ["tasks", "load", "optim"], ["small", "sample"], ["train"], ["memory"],
           ["run", "evaluate", "talk", "arena", "bench"], ["compare"], ["studies"], ["__main__"]]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

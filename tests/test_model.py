@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from minialign.model import Config, Transformer, choose, rope_frequencies
+from minialign.generate import choose
+from minialign.model import Config, Transformer, rope_frequencies
 
 PROMPTS = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 0, 0, 0, 0], [11, 12, 13, 14, 15, 0, 0]])
 LENGTHS = torch.tensor([7, 3, 5])
