@@ -37,7 +37,7 @@ def length(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-PIECE = {"cpu": 2**17}                          # numbers updated at a time: their temporaries stay in the processor's cache
+PIECE = {"cpu": 2**18}                          # numbers updated at a time: their temporaries stay in the processor's cache
 ELSEWHERE = 2**25                               # on a GPU: few launches, and never more than 128 MB a temporary
 
 
