@@ -74,6 +74,11 @@ def exit_status(prog: str, work) -> int:
         failed = isinstance(error, ChildProcessError) or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EIO, errno.EDQUOT)
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1 if failed else 2
+    except (MemoryError, RuntimeError) as error:                            # torch has no class of its own for the CPU's
+        if not (isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)):
+            raise
+        print(f"{prog}: out of memory; a smaller --batch needs less (train: --micro-batch, --pass-tokens)", file=sys.stderr)
+        return 1
     except FloatingPointError as error:         # a run that was asked for correctly and diverged
         print(f"{prog}: {error}", file=sys.stderr)
         return 1

@@ -18,7 +18,7 @@ def read_jsonl(path) -> list[tuple[str, dict]]:
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give a JSONL file, one JSON object per line")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise FileNotFoundError(f"no such file: {path}; give a JSONL file, one JSON object per line") from None
     except UnicodeDecodeError as error:

@@ -42,6 +42,8 @@ def model_folder(path: str | Path) -> Path:
         return folder / SAVING
     if not (folder / "config.json").is_file():
         what = "has no config.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
+        if (folder / "adapter_config.json").is_file():
+            raise FileNotFoundError(f"{folder} is an adapter; give the merged model, which `minialign train` leaves in RUN/model")
         raise FileNotFoundError(f"{folder} {what} (a model is a folder with config.json, *.safetensors and tokenizer.json; "
                                 "`hf download OWNER/MODEL --local-dir DIR` makes one)")
     return folder
@@ -50,8 +52,11 @@ def model_folder(path: str | Path) -> Path:
 def read_config(path: str | Path) -> Config:
     """The Config of a model folder; the weights are not touched. Raises as `load_model` does."""
     file = model_folder(path) / "config.json"
+    raw = tokens.read_json(file)
+    if "method" in raw and "model_type" not in raw:
+        raise ValueError(f"{path} is the folder of a run; its model is {Path(path) / 'model'}, once the run is done")
     try:
-        return config_from_hf(tokens.read_json(file))
+        return config_from_hf(raw)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -76,7 +81,8 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); give cpu") from None
+        why = str(error).splitlines()[0].partition(". ")[0]
+        raise ValueError(f"device {device!r} cannot be used here ({why}); give cpu") from None
 
 
 def read_state(folder: Path, model: Transformer, dtype: torch.dtype, device: str) -> dict[str, Tensor]:

@@ -100,7 +100,7 @@ def train(args) -> None:
     checkpoint, log = out / "checkpoint.safetensors", out / "log.jsonl"
     if args.resume:
         check_same_run(out, config)
-    elif out.exists() and any(out.iterdir()):
+    elif out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty; add --resume to continue the run in it, or choose another --out")
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -169,11 +169,16 @@ def adapters_of(args) -> memory.Adapters | None:
 
 
 def check_disk(out: Path, parameters: list[Tensor], moments: int, every: int) -> None:
-    """ValueError now, and not at the first checkpoint, if the disk is too full. A checkpoint is written beside the last one."""
+    """ValueError now, and not at the first checkpoint, if the run folder cannot be written or the disk is too full.
+
+    A checkpoint is written beside the last one.
+    """
     kept = (out / "checkpoint.safetensors").stat().st_size if (out / "checkpoint.safetensors").exists() else 0
     checkpoint = moments + sum(p.nbytes for p in parameters if p.requires_grad)
     need = sum(p.nbytes for p in parameters) + (2 * checkpoint - kept if every else 0)
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"{there} is {'read-only' if there.is_dir() else 'a file'}; name another folder as --out")
     free = shutil.disk_usage(there).free
     if need > free:
         raise ValueError(f"the model and its checkpoints need {need / memory.GIB:.2f} GiB of disk, and {there} has "
@@ -208,7 +213,7 @@ def check_same_run(out: Path, config: dict) -> None:
         old = None
     if not isinstance(old, dict):
         raise ValueError(f"{out / 'config.json'} is damaged; start again with another --out")
-    free = {"resume", "out", "device", "threads", "checkpoint_every"}
+    free = {"resume", "out", "data", "negatives", "device", "threads", "checkpoint_every"}      # files may move, not change
     for key in sorted(set(old) | set(config)):
         if key not in free and old.get(key) != config.get(key):
             what = f"the file given as --{key.split('_')[0]} has changed" if key.endswith("sha256") else \

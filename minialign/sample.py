@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from minialign.data import Example, collate
-from minialign.files import write_text
+from minialign.files import can_write, write_text
 from minialign.jsonl import as_answer, as_key, encode_answer, encode_prompt, read_jsonl, split_row
 from minialign.load import load_model
 from minialign.logps import batch_logps
@@ -67,13 +67,25 @@ def score_pool(model, tokenizer, prompts: list, pools: list[list[tuple[str, bool
     return [row[: len(pool)] for row, pool in zip(sums.tolist(), pools, strict=True)]
 
 
-def unique_prompts(path) -> list:
-    """The prompts of a data file, each once, in order."""
+def unique_prompts(path) -> list[tuple[str, object]]:
+    """("FILE line N", prompt) of a data file, each prompt once, in order."""
     prompts = {}
     for where, row in read_jsonl(path):
         prompt = split_row(where, row)[0]
-        prompts.setdefault(as_key(prompt), prompt)
+        prompts.setdefault(as_key(prompt), (where, prompt))
     return list(prompts.values())
+
+
+def encode_all(model, tokenizer, prompts: list[tuple[str, object]], system: str | None) -> list[list[int]]:
+    """What the model will read for each of unique_prompts. ValueError names the first line that it cannot answer."""
+    encoded = []
+    for where, prompt in prompts:
+        try:
+            encoded.append(encode_prompt(tokenizer, with_system(prompt, system)))
+            room(model, encoded[-1:], 1)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    return encoded
 
 
 def settings(model, args) -> str:
@@ -109,13 +121,12 @@ def run(args) -> None:
     ref_logps are summed log-probs under the prompt as it will be trained on (what DFT's released code divides by); the augmented
     ones are under the prompt the answers were drawn from (what the paper writes).
     """
-    prompts, out = unique_prompts(args.data), Path(args.out)
-    if out.exists() and not out.is_file():
-        raise ValueError(f"--out {out} is no file; name a JSONL file to write")
+    rows, out = unique_prompts(args.data), Path(args.out)
+    can_write(file=out)
     model, tokenizer = load_model(args.model, args.dtype, args.device)
+    asked_ids = encode_all(model, tokenizer, rows, args.system)
+    prompts = [prompt for _, prompt in rows]
     asked = [with_system(prompt, args.system) for prompt in prompts]
-    asked_ids = [encode_prompt(tokenizer, prompt) for prompt in asked]
-    room(model, asked_ids, args.max_new_tokens)
     draw = settings(model, args)
     lines = finished_rows(out, prompts, draw)
     done = len(lines) if len(lines) == len(prompts) else len(lines) - len(lines) % args.batch   # draws depend on whole batches

@@ -24,10 +24,12 @@ def run(args) -> None:
     if args.chat:
         return converse(model, tokenizer, args, generator)
     chat = tokenizer.chat_template is not None and not args.raw
+    prompt = with_system([{"role": "user", "content": args.prompt}] if chat else args.prompt, args.system)
+    ids = encode_prompt(tokenizer, prompt)
+    room(model, [ids], args.max_new_tokens)
     if not chat:
         sys.stdout.write(args.prompt)
-    prompt = with_system([{"role": "user", "content": args.prompt}] if chat else args.prompt, args.system)
-    say(model, tokenizer, encode_prompt(tokenizer, prompt), args, generator)
+    say(model, tokenizer, ids, args, generator)
     print()
 
 
@@ -53,7 +55,9 @@ def say(model, tokenizer, ids: list[int], args, generator: torch.Generator) -> s
 
 
 def converse(model, tokenizer, args, generator: torch.Generator) -> None:
-    """Question and answer until the input ends. When the context is full, the oldest exchange is forgotten."""
+    """Question and answer until the input ends. When the context is full, the oldest exchange is forgotten; a question that the
+    model cannot read is said to be so, and dropped.
+    """
     print("an empty line starts over; Ctrl-C stops an answer, Ctrl-D ends the conversation", file=sys.stderr)
     said, context = [], model.config.max_len
     most = context - min(args.max_new_tokens, context // 4)             # tokens a prompt may have
@@ -67,9 +71,15 @@ def converse(model, tokenizer, args, generator: torch.Generator) -> None:
             said = []
             continue
         said.append({"role": "user", "content": line})
-        while len(ids := encode_prompt(tokenizer, with_system(said, args.system))) > most and len(said) > 1:
-            said = said[2:]
-            print("(the oldest exchange no longer fits, and is forgotten)", file=sys.stderr)
+        try:
+            while len(ids := encode_prompt(tokenizer, with_system(said, args.system))) > most and len(said) > 1:
+                said = said[2:]
+                print("(the oldest exchange no longer fits, and is forgotten)", file=sys.stderr)
+            room(model, [ids], args.max_new_tokens)
+        except ValueError as error:
+            print(f"({error})", file=sys.stderr)
+            said.pop()
+            continue
         sys.stdout.write(MODEL)
         said.append({"role": "assistant", "content": say(model, tokenizer, ids, args, generator).strip()})
         print()

@@ -143,7 +143,8 @@ def fit(model, method: Method, examples: list[Example], recipe: Recipe, optimize
             loss, info = gradient(model, method, chosen, recipe.micro_batch, recipe.pass_tokens)
         norm = float(torch.stack(norms).norm() if recipe.inside_backward else optimizer.gradient_norm())
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(f"update {step + 1}: loss {loss}, gradient norm {norm}; examples {[e.index for e in chosen]}")
+            hint = "a lower learning rate may help" if step else "the model or the data are at fault, or their dtype"
+            raise Diverged(f"update {step + 1}: loss {loss}, gradient norm {norm} ({hint}); examples {[e.index for e in chosen]}")
         if not recipe.inside_backward:
             optimizer.step(lr, min(1.0, recipe.clip / (norm + 1e-12)))
         yield {"step": step + 1, "epoch": epoch, "loss": loss, "lr": lr, "gradient_norm": norm,

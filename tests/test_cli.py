@@ -112,12 +112,13 @@ def test_a_conversation_remembers_until_the_context_is_full_or_an_empty_line(fol
     shutil.copytree(folder, tmp_path / "chat")
     file = tmp_path / "chat" / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": TEMPLATE}))
-    lines, asked = iter(["hi", "more", "", "x" * 9, "y" * 30]), []
+    lines, asked = iter(["hi", "more", "", "z" * 99, "x" * 9, "y" * 30]), []
     monkeypatch.setattr("builtins.input", lambda _: next_or_end(lines))
     monkeypatch.setattr(talk, "say", lambda model, tokenizer, ids, *_: asked.append(tokenizer.decode(ids)) or "ok")
     assert main(["generate", "--model", str(tmp_path / "chat"), "--chat", "--system", "be"]) == 0
     assert asked == ["s:be\nu:hi\na:", "s:be\nu:hi\na:ok\nu:more\na:", f"s:be\nu:{'x' * 9}\na:", f"s:be\nu:{'y' * 30}\na:"]
-    assert "forgotten" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "forgotten" in errors and "a prompt of 109 tokens fills the model's context of 64" in errors
 
 
 def next_or_end(lines):
@@ -188,6 +189,11 @@ def test_adapters_are_trained_resumed_merged_and_kept_as_peft_does(folder, pairs
     assert (tmp_path / "run" / "checkpoint.safetensors").stat().st_size < Path(folder, "model.safetensors").stat().st_size
 
 
+def test_a_machine_too_small_says_what_needs_less(folder, pairs, tmp_path, capsys, monkeypatch):
+    assert main(["sample", "--model", folder, "--data", pairs, "--out", str(tmp_path / "pool.jsonl"), "--k", str(10**12)]) == 1
+    assert "out of memory" in (errors := capsys.readouterr().err) and "--batch" in errors and "Traceback" not in errors
+
+
 def test_a_disk_too_full_for_the_run_is_refused_before_it_starts(folder, pairs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000))
     words = ["train", "--model", folder, "--method", "sft", "--data", pairs, "--out", str(tmp_path / "run")]
@@ -213,6 +219,8 @@ def test_resuming_another_run_is_refused(folder, pairs, tmp_path, capsys):
                              ([], "is not empty; add --resume")]:
         assert main([*words, *change]) == 2
         assert sentence in capsys.readouterr().err
+    moved = write(tmp_path / "moved.jsonl", ROWS)
+    assert main([moved if word == pairs else word for word in words] + ["--resume"]) == 0, "the same data elsewhere are the same"
     write(tmp_path / "pairs.jsonl", ROWS[:-1])
     assert main([*words, "--resume"]) == 2
     assert "the file given as --data has changed" in capsys.readouterr().err
@@ -238,16 +246,34 @@ def test_resuming_another_run_is_refused(folder, pairs, tmp_path, capsys):
      "give --lora-rank too"),
     (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{tmp}/r", "--lora-rank", "2",
       "--lora-targets", "q_proj,qkv"], "no layer is called 'qkv'"),
+    (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{pairs}"], "pairs.jsonl is a file; name"),
+    (["train", "--method", "sft", "--model", "{folder}", "--data", "{pairs}", "--out", "{pairs}/r"], "is a file; name"),
+    (["train", "--method", "sft", "--model", "{tmp}", "--data", "{pairs}", "--out", "{tmp}/r"], "has no config.json"),
+    (["generate", "--model", "{finished}", "--prompt", "a"], "is the folder of a run; its model is"),
+    (["generate", "--model", "{finished}/adapter", "--prompt", "a"], "is an adapter; give the merged model"),
+    (["generate", "--model", "{torn}", "--prompt", "a"], "error: {torn}/config.json is not JSON"),
+    (["generate", "--model", "{folder}", "--prompt", "a" * 99], "a prompt of 99 tokens fills the model's context of 64"),
+    (["sample", "--model", "{folder}", "--data", "{long}", "--out", "{tmp}/r"], "long.jsonl line 2: a prompt of 99 tokens fills"),
+    (["sample", "--model", "{folder}", "--data", "{chat}", "--out", "{tmp}/r"], "chat.jsonl line 1: this model folder has"),
     (["compare", "--methods", "sft,magic"], "no method magic; choose from sft, asft"),
 ])
 def test_every_mistake_gets_one_sentence_and_status_2(words, sentence, folder, pairs, tmp_path, capsys):
     plain = write(tmp_path / "plain.jsonl", [{"prompt": r["prompt"], "completion": r["chosen"]} for r in ROWS])
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n')
-    names = {"folder": folder, "pairs": pairs, "plain": plain, "broken": broken, "tmp": tmp_path}
+    for place in "finished", "finished/model", "finished/adapter", "torn":
+        (tmp_path / place).mkdir()
+    for file, content in [("finished/config.json", '{"method": "sft"}'), ("finished/model/config.json", "{}"),
+                          ("finished/adapter/adapter_config.json", "{}"), ("torn/config.json", "{")]:
+        (tmp_path / file).write_text(content)
+    long = write(tmp_path / "long.jsonl", [{"prompt": "a" * n, "completion": "b"} for n in (9, 99)])
+    chat = write(tmp_path / "chat.jsonl", [{"messages": [{"role": role, "content": "a"} for role in ("user", "assistant")]}])
+    names = {"folder": folder, "pairs": pairs, "plain": plain, "broken": broken, "tmp": tmp_path, "long": long, "chat": chat,
+             "finished": tmp_path / "finished", "torn": tmp_path / "torn"}
     assert main([word.format(**names) for word in words]) == 2
-    errors = capsys.readouterr().err.strip()
-    assert sentence in errors and "Traceback" not in errors
+    said = capsys.readouterr()
+    errors = said.err.strip()
+    assert sentence.format(**names) in errors and "Traceback" not in errors and said.out == ""
     assert len([line for line in errors.splitlines() if "error:" in line]) == 1
     assert not (tmp_path / "r").exists(), "nothing half-written is left"
 

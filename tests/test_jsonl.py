@@ -85,6 +85,11 @@ def test_a_bad_line_is_named_with_what_is_wrong(tokenizer, tmp_path, row, senten
         load_examples(write(tmp_path, {"prompt": "a", "completion": "b"}, row), tokenizer, 100)
 
 
+def test_a_byte_order_mark_as_windows_writes_it_is_skipped(tokenizer, tmp_path):
+    (tmp_path / "f").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n')
+    assert len(load_examples(tmp_path / "f", tokenizer, 100)[0]) == 1
+
+
 def test_files_that_are_no_data_say_so(tokenizer, tmp_path):
     for content, sentence in [(b"", "has no rows"), (b"\n\n", "has no rows"), (b"\xff\xfe\x00", "is not UTF-8")]:
         (tmp_path / "f").write_bytes(content)
