@@ -42,11 +42,13 @@ def answers(model, tokenizer, prompts: list[list[int]], k: int, max_new_tokens: 
     lengths = torch.tensor([len(p) for p in prompts], device=device).repeat_interleave(k)
     padded = [p + [0] * (longest - len(p)) for p in prompts]
     tokens = torch.tensor(padded, device=device).repeat_interleave(k, 0)            # (prompts · k, L)
-    most = room(model, prompts, max_new_tokens)
+    rooms = [room(model, [p], max_new_tokens) for p in prompts]
+    # A row that has left its context runs on with the others, and that is cut off; GPT-2 has no positions to run on.
+    most = min(rooms) if model.config.pos == "learned" else max(rooms)
     out = model.generate(tokens, most, temperature, top_k, top_p, tokenizer.stop_ids, lengths, generator).tolist()
     pools = [[] for _ in prompts]
     for i, (ids, n) in enumerate(zip(out, lengths.tolist(), strict=True)):
-        new = ids[n : n + most]
+        new = ids[n : n + min(most, rooms[i // k])]
         end = next((i for i, token in enumerate(new) if token in tokenizer.stop_ids), None)
         text = tokenizer.decode(ids[:n] + new[:end])[len(tokenizer.decode(ids[:n])) :]
         pools[i // k].append((text, end is not None or not text))

@@ -341,6 +341,15 @@ def test_drawn_tokens_are_the_tokens_that_are_trained_on(shared_data):
         assert encode_answer(tokenizer, prompt, text, finished)[: len(row)] == row
 
 
+def test_a_long_prompt_shortens_nobody_elses_answer(folder):
+    model, tokenizer = load_model(folder)
+    prompts = [tokenizer.encode("a" * n) for n in (3, 60, 9)]           # the context is 64
+    draw = 1, 20, 0.0, None, None, None
+    together = answers(model, tokenizer, prompts, *draw)
+    assert together == [pool for prompt in prompts for pool in answers(model, tokenizer, [prompt], *draw)]
+    assert [len(text) > 4 for ((text, _),) in together] == [True, False, True]
+
+
 @pytest.mark.parametrize("damage, sentence", [
     (lambda run: (run / "config.json").write_text("[]"), "config.json is damaged"),
     (lambda run: (run / "log.jsonl").write_text((run / "log.jsonl").read_text()[:-30]), "does not hold the 3 updates"),
