@@ -154,10 +154,12 @@ class Bench:
     preset: str = arg("cpu-32k", "shape of the model, with random weights", choices=PRESETS)
     model: str | None = arg(None, "a model folder instead: its shape, with random weights; mode load reads the folder itself")
     method: str = arg("asft", "method of a training step; several, separated by commas, are compared with the first")
-    batch: int | None = arg(None, "prompts at a time: 4 to train on; generate takes 1, 8 and 32 in turn unless given", least=1)
-    len: int | None = arg(None, "tokens of prompt + answer: 512 to train on, 192 to generate, unless given", least=2)
+    batch: int | None = arg(None, "prompts at a time: 4 to train on; generate takes 1, 8 and 32 in turn unless given",
+                            least=1, most=1024)
+    len: int | None = arg(None, "tokens of prompt + answer: 512 to train on, 192 to generate, unless given", least=2,
+                          most=65_536)
     prompt_len: int | None = arg(None, "tokens of it that are prompt: 128 to train on, 64 to generate, unless given", least=1)
-    k: int = arg(1, "negatives per prompt, for methods that look at any", least=1)
+    k: int = arg(1, "negatives per prompt, for methods that look at any", least=1, most=64)
     dtype: str = arg("float32", "the model's numbers", choices=DTYPES[:2])
     device: str = arg("cpu", "cpu, cuda, cuda:1, …")
     lean: bool = arg(False, "train as 8 B on one GPU do: bfloat16 moments, no stored gradients, activation checkpointing")

@@ -185,6 +185,7 @@ WAYS = {                                    # flags of train: dtype, moments, in
 
 def sheet(spec: dict) -> Task:
     """No work at all: what a training step will hold in memory, in each of the ways there are to hold less."""
+    method_of(spec)                         # there must be such a method
     config, examples = config_of(spec), examples_of(spec)
     n, sheets = len(examples), {}
     for flags, (dtype, moments, one_pass, recompute, rank) in WAYS.items():
