@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -121,6 +121,8 @@ def train(args) -> None:
     print(f"{len(examples)} examples, {truncated} truncated, {recipe.updates(len(examples))} updates; {method}", flush=True)
     if "kl" in method.needs:
         add_mismatched(examples, max_len)
+    if "reference" in method.needs:
+        check_pool(model, examples, args.negatives)
     write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
 
     optimizer = build_optimizer(model, recipe)
@@ -191,6 +193,19 @@ def advice(args) -> str:
             "--dtype bfloat16": args.dtype != "bfloat16", "--moments bfloat16": args.moments != "bfloat16" and not args.lora_rank,
             "a smaller --max-len": True, "--lora-rank 16": args.lora_rank is None}
     return ", ".join(flag for flag, helps in ways.items() if helps)
+
+
+def check_pool(model, examples: list[Example], path: str | None) -> None:
+    """ValueError if the log-probs that came with the negatives are those of another model: asked again for a few of them."""
+    some = [e for e in examples if e.ref_logps and any(l is not None for l in e.ref_logps)][:4]
+    again = [replace(e, ref_logps=None, kl_answer=None) for e in some]
+    add_reference(model, again, progress=False)
+    pairs = [(old, new, len(a)) for e, f in zip(some, again, strict=True)
+             for old, new, a in zip(e.ref_logps, f.ref_logps, e.answers, strict=True) if old is not None]
+    off = sum(abs(old - new) for old, new, _ in pairs) / max(1, sum(n for _, _, n in pairs))
+    if off > 0.1:                                   # nats per token; rounding in bf16 makes a few hundredths
+        raise ValueError(f"the log-probs in {path} are not those of --model ({off:.2f} nats per token off): draw the negatives "
+                         'from this model, or delete "ref_logps" from the file, and they are computed')
 
 
 def stored_reference(path: Path, model, examples: list[Example], micro_batch: int) -> None:

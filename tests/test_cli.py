@@ -194,6 +194,19 @@ def test_a_machine_too_small_says_what_needs_less(folder, pairs, tmp_path, capsy
     assert "out of memory" in (errors := capsys.readouterr().err) and "--batch" in errors and "Traceback" not in errors
 
 
+def test_a_pool_with_the_log_probs_of_another_model_is_refused(folder, pairs, tmp_path, capsys):
+    model, tokenizer = load_model(folder)
+    with torch.no_grad():
+        model.head.mul_(30)
+    save_model(tmp_path / "other", model, tokenizer)
+    pool = tmp_path / "pool.jsonl"
+    assert main(["sample", "--model", folder, "--data", pairs, "--out", str(pool), "--max-new-tokens", "4"]) == 0
+    words = ["train", "--method", "dft", "--data", pairs, "--negatives", str(pool), "--out", str(tmp_path / "run"), "--model"]
+    assert main([*words, str(tmp_path / "other")]) == 2
+    assert "are not those of --model" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert main([*words, folder]) == 0
+
+
 def test_a_disk_too_full_for_the_run_is_refused_before_it_starts(folder, pairs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000))
     words = ["train", "--model", folder, "--method", "sft", "--data", pairs, "--out", str(tmp_path / "run")]
