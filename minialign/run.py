@@ -249,7 +249,7 @@ def finished_lines(log: Path, start: int) -> list[str]:
 
 
 def train_with_checkpoints(model, method, examples, recipe, optimizer, start, every, checkpoint: Path, log: Path) -> None:
-    """The loop, its log and its checkpoints; Ctrl-C finishes the update, saves, and raises Interrupted."""
+    """The loop, its log and its checkpoints; Ctrl-C and SIGTERM finish the update, save, and raise Interrupted."""
     write_text(log, "".join(line + "\n" for line in finished_lines(log, start)))
     stop = False
 
@@ -259,7 +259,7 @@ def train_with_checkpoints(model, method, examples, recipe, optimizer, start, ev
             raise KeyboardInterrupt             # the second Ctrl-C does not wait
         stop = True
 
-    previous = signal.signal(signal.SIGINT, ask_to_stop)
+    previous = {name: signal.signal(name, ask_to_stop) for name in (signal.SIGINT, signal.SIGTERM)}  # clusters send the second
     updates = recipe.updates(len(examples))
     try:
         with open(log, "a", encoding="utf-8") as file, tqdm(total=updates, initial=start, desc="train", unit="update") as bar:
@@ -275,4 +275,5 @@ def train_with_checkpoints(model, method, examples, recipe, optimizer, start, ev
                     raise Interrupted(f"stopped after update {record['step']} of {updates}; " + (
                         "the same command with --resume goes on from there" if every else "nothing is kept, as you asked"))
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for name, handler in previous.items():
+            signal.signal(name, handler)

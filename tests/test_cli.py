@@ -151,14 +151,14 @@ def stopped(words, out, how, lines) -> str:
     return errors
 
 
-@pytest.mark.parametrize("how, times", [(signal.SIGKILL, 2), (signal.SIGINT, 1)])
-def test_a_run_that_is_stopped_and_resumed_ends_bit_for_bit_like_one_that_was_not(folder, pairs, tmp_path, how, times):
+@pytest.mark.parametrize("stops", [(signal.SIGKILL, signal.SIGKILL), (signal.SIGINT, signal.SIGTERM)])
+def test_a_run_that_is_stopped_and_resumed_ends_bit_for_bit_like_one_that_was_not(folder, pairs, tmp_path, stops):
     words = ["train", "--model", folder, "--method", "ift", "--data", pairs, "--epochs", "200", "--batch", "4",
              "--checkpoint-every", "7", "--threads", "1", "--out"]
     straight, run = tmp_path / "straight", tmp_path / "run"
     assert main([*words, str(straight)]) == 0
-    for again in range(times):
-        errors = stopped([*words, str(run), *["--resume"] * bool(again)], run / "log.jsonl", how, 40)
+    for again, how in enumerate(stops):
+        errors = stopped([*words, str(run), *["--resume"] * again], run / "log.jsonl", how, 40)
         assert not (run / "model").exists() and (run / "checkpoint.safetensors").exists()
         assert how == signal.SIGKILL or "--resume" in errors and "Traceback" not in errors
     assert main([*words, str(run), "--resume"]) == 0
