@@ -38,7 +38,7 @@ def judge(data: dict, rivals: list[str], dft: str = "dft") -> tuple[str, str]:
     if all(wins.values()):
         verdict = ONLY_TRAINED if any(price.values()) else HOLDS
     elif wins["noisy"]:
-        verdict = "holds only if labels are wrong" + (", and nothing counts but the questions trained for" * price["noisy"])
+        verdict = "holds only if labels are wrong" + (", and nothing counts but the questions trained for" * any(price.values()))
     else:
         verdict = OPEN if any(not b["sft"].right.below() and not b["sft"].right.within(SMALL) for b in vs.values()) else NOT
     parts = []
