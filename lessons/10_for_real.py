@@ -129,7 +129,7 @@ def train_small():
         pass
 
 
-said, seen = sum(memory.sheet(small, memory.load_of(pairs, plain), plain, "float32").values()), check.allocated(train_small)
+said, seen = sum(memory.sheet(small, memory.load_of(pairs, plain), plain, "float32").values()), memory.allocated(train_small)
 print(f"the sheet says {said / 1e6:.0f} MB, the allocator counted {seen / 1e6:.0f} MB: {said / seen - 1:+.0%}")
 
 # %% [markdown]

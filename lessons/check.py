@@ -16,22 +16,19 @@ import argparse
 import copy
 import functools
 import itertools
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from graders_1 import asft, backward, prefix, push, score
 from graders_2 import BUGS, bug_hunt, peak, planted, propagation, silent_bug, success
 from judge import BLANK, RIGHT, WRONG
-from torch.profiler import ProfilerActivity, profile
 
 from minialign import plot, small, tasks
 from minialign.model import Transformer
 from minialign.tokens import byte_tokenizer
 
-__all__ = ["BLANK", "BUGS", "RIGHT", "WRONG", "allocated", "asft", "backward", "base_model", "bug_hunt", "lines", "options",
+__all__ = ["BLANK", "BUGS", "RIGHT", "WRONG", "asft", "backward", "base_model", "bug_hunt", "lines", "options",
            "peak", "planted", "prefix", "propagation", "push", "score", "show", "silent_bug", "success"]
 OUT = Path(__file__).parent.parent / "out"
 
@@ -66,19 +63,6 @@ def lines(axes, x: list[float], runs: list[list[float]], color: str, style: str 
     mean = [sum(values) / len(values) for values in zip(*runs, strict=True)]
     axes.plot(x, mean, style, color=color, linewidth=2.5)
     return mean
-
-
-def allocated(work: Callable) -> int:
-    """The most bytes alive at once among those that `work` allocated on the CPU."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "9")              # the profiler need not say that it starts
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        work()
-    alive = most = 0
-    for event in watched.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            most = max(most, alive)
-    return most
 
 
 def base_model(args, seed: int = 0):

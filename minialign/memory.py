@@ -6,10 +6,12 @@ the allocator loses between blocks.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from minialign import lora
 from minialign.data import Example, collate
@@ -100,6 +102,19 @@ def head_bytes(config: Config, b: int, load: Load, learnt: bool) -> int:
         return states + rows * V * 4 + learnt * V * C * 4               # log-softmax in the logits' place; the head's gradient
     # beside them in float32; and either a float32 copy on the way there, or one part's share of the head's gradient
     return states + rows * V * (b + 4) + learnt * V * C * 4 + max(rows * V * 4, learnt * V * C * b)
+
+
+def allocated(work: Callable) -> int:
+    """The most bytes alive at once among those that `work` allocates on the CPU: measured, to hold the sheet against."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")              # the profiler need not say that it starts
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        work()
+    alive = most = 0
+    for event in watched.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            most = max(most, alive)
+    return most
 
 
 def available(device: str) -> int:

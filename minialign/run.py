@@ -142,11 +142,10 @@ def open_model(args) -> tuple[Config, Tokenizer, Callable[[], Transformer]]:
 
     It is a model folder, or the small GPT of the race, whose base training takes half a minute the first time.
     """
+    check_device(args.device)
     if args.model != "small":
         config = read_config(args.model)
-        check_device(args.device)
         return config, load_tokenizer(model_folder(args.model)), lambda: load_weights(args.model, config, args.dtype, args.device)
-    check_device(args.device)
     with tqdm(total=small.STEPS, desc="base model", unit="update", leave=False) as bar:
         model, tokenizer = small.base_model(args.seed, tick=bar.update)
     return model.config, tokenizer, lambda: model.to(args.device, getattr(torch, args.dtype))

@@ -5,29 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from minialign import METHODS, lora
 from minialign.data import Example
-from minialign.memory import Adapters, Load, check_fits, load_of, sheet
+from minialign.memory import Adapters, Load, allocated, check_fits, load_of, sheet
 from minialign.model import Config, Transformer
 from minialign.presets import PRESETS
 from minialign.train import Recipe, gradient
 
 LLAMA = Config(vocab_size=8000, n_layer=3, n_head=8, n_kv_head=4, d_model=128, d_mlp=352)
 GPT2 = replace(LLAMA, n_kv_head=8, norm="layer", pos="learned", mlp="gelu", bias=True, tie=True)
-
-
-def allocated(work) -> int:
-    """The most bytes that were alive at once of what `work` allocated."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
-        work()
-    alive = most = 0
-    for event in prof.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            most = max(most, alive)
-    return most
 
 
 @pytest.mark.parametrize("dtype, recompute", [("float32", False), ("float32", True), ("bfloat16", False)])
