@@ -13,12 +13,12 @@ import check
 import matplotlib.pyplot as plt
 import torch
 
-from minialign import plot, tasks
 from minialign.data import collate
+from minialign.hf.tokenizer import byte_tokenizer
+from minialign.lab import plot, tasks
 from minialign.logps import batch_logps
 from minialign.methods import METHODS
 from minialign.model import Transformer
-from minialign.tokens import byte_tokenizer
 from minialign.train import Recipe, fit
 
 args = check.options()

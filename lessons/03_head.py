@@ -16,9 +16,9 @@ import check
 import matplotlib.pyplot as plt
 import torch
 
-from minialign import plot
+from minialign.lab import plot
+from minialign.lab.studies.cost import Meter
 from minialign.logps import linear_logps, push
-from minialign.studies.cost import Meter
 
 args = check.options()
 torch.manual_seed(0)

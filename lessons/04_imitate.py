@@ -14,8 +14,8 @@ import check
 import matplotlib.pyplot as plt
 import torch
 
-from minialign import plot, tasks
 from minialign.data import Batch, collate
+from minialign.lab import plot, tasks
 from minialign.logps import batch_logps
 from minialign.methods import METHODS
 from minialign.train import Recipe, fit

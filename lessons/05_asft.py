@@ -16,11 +16,11 @@ import check
 import matplotlib.pyplot as plt
 import torch
 
-from minialign import arena, plot
 from minialign.data import Batch
+from minialign.lab import arena, plot
+from minialign.lab.studies.balance import gradient_ratios
 from minialign.logps import batch_logps
 from minialign.methods import METHODS
-from minialign.studies.balance import gradient_ratios
 from minialign.train import Recipe, add_reference, fit
 
 args = check.options()

@@ -18,8 +18,8 @@ import check
 import matplotlib.pyplot as plt
 import torch
 
-from minialign import plot
 from minialign.data import Batch
+from minialign.lab import plot
 from minialign.logps import push
 from minialign.methods import METHODS
 

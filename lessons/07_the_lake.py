@@ -16,7 +16,7 @@ import check
 import matplotlib.pyplot as plt
 import torch
 
-from minialign import plot
+from minialign.lab import plot
 from minialign.methods import METHODS
 from toy import lake as lakes
 from toy.maps import find

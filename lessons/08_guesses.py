@@ -19,9 +19,9 @@ import check
 import matplotlib.pyplot as plt
 import torch
 
-from minialign import plot
-from minialign.arena import RECIPE, Exam, fine_tuning_data
 from minialign.data import Batch, collate
+from minialign.lab import plot
+from minialign.lab.arena import RECIPE, Exam, fine_tuning_data
 from minialign.logps import batch_logps
 from minialign.methods import METHODS
 from minialign.train import fit

@@ -23,17 +23,17 @@ import matplotlib.pyplot as plt
 import torch
 from safetensors.torch import load_file
 
-from minialign import memory
+from minialign.bench import sheet as memory
 from minialign.data import Example, collate
-from minialign.jsonl import encode_answer, encode_prompt
-from minialign.load import load_model, save_model
+from minialign.hf.datafiles import encode_answer, encode_prompt
+from minialign.hf.folders import load_model, save_model
+from minialign.hf.shapes import PRESETS
+from minialign.hf.tokenizer import byte_tokenizer
+from minialign.lab.plot import clean
 from minialign.logps import batch_logps
 from minialign.model import Config, Transformer
-from minialign.plot import clean
-from minialign.presets import PRESETS
-from minialign.sample import answers
-from minialign.tokens import byte_tokenizer
 from minialign.train import Recipe, add_reference, build_method, fit
+from minialign.verbs.sample import answers
 
 args = check.options(takes_model=True)
 torch.manual_seed(0)

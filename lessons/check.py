@@ -24,9 +24,9 @@ from graders_1 import asft, backward, prefix, push, score
 from graders_2 import BUGS, bug_hunt, peak, planted, propagation, silent_bug, success
 from judge import BLANK, RIGHT, WRONG
 
-from minialign import plot, small, tasks
+from minialign.hf.tokenizer import byte_tokenizer
+from minialign.lab import plot, small, tasks
 from minialign.model import Transformer
-from minialign.tokens import byte_tokenizer
 
 __all__ = ["BLANK", "BUGS", "RIGHT", "WRONG", "asft", "backward", "base_model", "bug_hunt", "lines", "options",
            "peak", "planted", "prefix", "propagation", "push", "score", "show", "silent_bug", "success"]

@@ -8,7 +8,7 @@ import torch
 from judge import grade
 from torch import Tensor
 
-from minialign import memory
+from minialign.bench import sheet as memory
 from minialign.methods import METHODS
 from minialign.model import Config
 from minialign.train import Recipe, add_reference

@@ -11,8 +11,8 @@ _HOME = {
     "Config": "model",
     "Transformer": "model",
     "linear_logps": "logps",
-    "load_model": "load",
-    "save_model": "load",
+    "load_model": "hf.folders",
+    "save_model": "hf.folders",
 }
 __all__ = list(_HOME)
 

@@ -5,8 +5,8 @@ import sys
 from dataclasses import dataclass, fields
 from importlib import import_module
 
-from minialign.cli import add_flags, arg, exit_status
-from minialign.studies import listing
+from minialign.lab.studies import listing
+from minialign.verbs.flags import add_flags, arg, exit_status
 
 METHOD_NAMES = ("sft", "asft", "dft", "dft2", "ift", "dpo", "dpop", "ipo", "kto", "orpo", "cpo", "simpo", "simpo_sft", "rdpo",
                 "rrhf", "spin", "slic", "ift_eq21")     # METHODS without importing torch; a test holds them together
@@ -173,15 +173,15 @@ class Bench:
 
 
 VERBS = {   # verb: arguments, module and function, what it is for
-    "compare": (Compare, "compare:main", "every method from the same start on the same data, with clean and with wrong labels: "
+    "compare": (Compare, "verbs.compare:main", "every method from the same start on the same data, with clean and with wrong labels: "
                                          "a table and pictures"),
-    "train": (Train, "run:train", "fine-tune a model folder with one method"),
-    "sample": (Sample, "sample:run", "draw a pool of a model's own answers: the negatives of dft and dft2"),
+    "train": (Train, "verbs.train:train", "fine-tune a model folder with one method"),
+    "sample": (Sample, "verbs.sample:run", "draw a pool of a model's own answers: the negatives of dft and dft2"),
     "evaluate": (Evaluate, "evaluate:run", "log-probs, perplexity, preference accuracy, "
                                            "and answers compared with the wanted ones"),
-    "study": (Study, "studies:main", "one claim of the papers put to the test: a table, a picture, one honest sentence"),
+    "study": (Study, "lab.studies:main", "one claim of the papers put to the test: a table, a picture, one honest sentence"),
     "bench": (Bench, "bench:main", "what the work costs on this machine: beside its floor, and beside TRL and transformers"),
-    "generate": (Generate, "talk:run", "continue one prompt, or hold a conversation"),
+    "generate": (Generate, "verbs.generate:run", "continue one prompt, or hold a conversation"),
 }
 
 

@@ -11,10 +11,10 @@ import torch
 from tqdm import tqdm
 
 from minialign.data import collate
-from minialign.jsonl import as_text, load_examples
-from minialign.load import load_model
+from minialign.hf.datafiles import as_text, load_examples
+from minialign.hf.folders import load_model
 from minialign.logps import batch_logps
-from minialign.sample import answers
+from minialign.verbs.sample import answers
 
 
 @torch.no_grad()

@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minialign import arena, compare, small, tasks
 from minialign.__main__ import main
-from minialign.arena import Exam, Run, fine_tuning_data, fine_tuning_questions, run_all
-from minialign.small import base_model, base_path, base_training
+from minialign.hf.tokenizer import byte_tokenizer
+from minialign.lab import arena, small, tasks
+from minialign.lab.arena import Exam, Run, fine_tuning_data, fine_tuning_questions, run_all
+from minialign.lab.small import base_model, base_path, base_training
 from minialign.stats import mean_interval, show, table
-from minialign.tokens import byte_tokenizer
 from minialign.train import Recipe
+from minialign.verbs import compare
 
 SHORT = Recipe(epochs=1, batch=64, micro_batch=64, lr=1e-3, negatives=2)
 

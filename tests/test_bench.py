@@ -13,9 +13,9 @@ from minialign import METHODS
 from minialign.__main__ import BENCH_MODES, PRESETS, main
 from minialign.bench import ALONE, LOOP_METHODS, MODES, TRL_METHODS, counts, worker
 from minialign.data import Example, collate
+from minialign.hf.shapes import PRESETS as SHAPES
 from minialign.logps import fused_pass, head_pass
 from minialign.model import Config, Transformer
-from minialign.presets import PRESETS as SHAPES
 
 TINY = Config(vocab_size=300, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_mlp=48, max_len=64)
 
@@ -50,8 +50,8 @@ def test_the_names_on_the_command_line_are_the_names_there_are():
 @pytest.fixture
 def folder(tmp_path):
     """A model folder as small as they get."""
-    from minialign.load import save_model
-    from minialign.tokens import byte_tokenizer
+    from minialign.hf.folders import save_model
+    from minialign.hf.tokenizer import byte_tokenizer
     tokenizer = byte_tokenizer([])
     save_model(tmp_path / "model", Transformer(replace(TINY, vocab_size=tokenizer.vocab_size)), tokenizer)
     return tmp_path / "model"

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minialign.cli import exit_status
 from minialign.files import replacing, write_tensors, write_text
+from minialign.verbs.flags import exit_status
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from minialign.jsonl import encode_answer, encode_prompt, load_examples, truncate
-from minialign.tokens import byte_tokenizer
+from minialign.hf.datafiles import encode_answer, encode_prompt, load_examples, truncate
+from minialign.hf.tokenizer import byte_tokenizer
 
 CHATML = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<|assistant|>{% endif %}")

@@ -13,11 +13,11 @@ from conftest import SHAPES, tiny_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from minialign import load
-from minialign.families import config_from_hf, config_to_hf
-from minialign.load import load_model, save_model
+from minialign.hf import folders as load
+from minialign.hf.families import config_from_hf, config_to_hf
+from minialign.hf.folders import load_model, save_model
+from minialign.hf.tokenizer import byte_tokenizer
 from minialign.model import Config
-from minialign.tokens import byte_tokenizer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = sorted(folder.name for folder in FIXTURES.iterdir() if folder.is_dir())

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minialign import METHODS, lora
+from minialign import METHODS
+from minialign.bench.sheet import Adapters, Load, allocated, check_fits, load_of, sheet
 from minialign.data import Example
-from minialign.memory import Adapters, Load, allocated, check_fits, load_of, sheet
+from minialign.hf import lora
+from minialign.hf.shapes import PRESETS
 from minialign.model import Config, Transformer
-from minialign.presets import PRESETS
 from minialign.train import Recipe, gradient
 
 LLAMA = Config(vocab_size=8000, n_layer=3, n_head=8, n_kv_head=4, d_model=128, d_mlp=352)

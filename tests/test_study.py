@@ -14,22 +14,22 @@ import torch
 from conftest import tiny_model
 from torch.testing import assert_close
 
-from minialign import arena
 from minialign.__main__ import main
-from minialign.arena import RECIPE, Run
 from minialign.data import Batch, Example, collate
+from minialign.hf.tokenizer import byte_tokenizer
+from minialign.lab import arena
+from minialign.lab.arena import RECIPE, Run
+from minialign.lab.small import tasks
+from minialign.lab.studies import STUDIES, balance, cost, dft, exact, ift, lab, shootout
+from minialign.lab.studies.lab import CONTROL, HOLDS, NOT, OPEN, Better, Difference, Lab
 from minialign.methods import METHODS
-from minialign.small import tasks
-from minialign.studies import STUDIES, balance, cost, dft, exact, ift, lab, shootout
-from minialign.studies.lab import CONTROL, HOLDS, NOT, OPEN, Better, Difference, Lab
-from minialign.tokens import byte_tokenizer
 
 SEEDS = 4
 
 
 def function(name):
     module, name = STUDIES[name].home.split(":")
-    return getattr(import_module(f"minialign.studies.{module}"), name)
+    return getattr(import_module(f"minialign.lab.studies.{module}"), name)
 
 
 def marks(right=0.6, average=None, jitter=0.01, **more):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from minialign import METHODS
 from minialign.data import Example
 from minialign.optim import AdamW
-from minialign.run import check_data, load_checkpoint, save_checkpoint
 from minialign.train import Diverged, Recipe, add_reference, batches, build_method, fit, gradient, passes, pick_answers
+from minialign.verbs.train import check_data, load_checkpoint, save_checkpoint
 
 
 def pairs(n=12, seed=0):

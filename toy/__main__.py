@@ -5,8 +5,8 @@ import sys
 import time
 from dataclasses import dataclass, fields, replace
 
-from minialign.cli import add_flags, arg, exit_status
 from minialign.files import can_write
+from minialign.verbs.flags import add_flags, arg, exit_status
 from toy.maps import BadRequest
 
 

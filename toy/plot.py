@@ -7,7 +7,7 @@ import torch
 from matplotlib.animation import FuncAnimation, PillowWriter
 
 from minialign.files import replacing
-from minialign.plot import COLOR, clean, save
+from minialign.lab.plot import COLOR, clean, save
 from toy.lake import sample, seen, stack, with_noise
 from toy.policy import dice
 

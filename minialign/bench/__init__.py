@@ -26,7 +26,7 @@ TRL_METHODS = {"sft": ["sft"], "asft": ["orpo"], "orpo": ["orpo"], "simpo": ["si
                "dpo": ["dpo", "dpo, reference precomputed"]}
 LOOP_METHODS = ("sft", "asft", "orpo", "simpo", "dpo")
 OURS = [sys.executable, "-m", "minialign.bench.worker"]
-PEER_SCRIPT = Path(__file__).parents[2] / "peers" / "peer.py"
+PEER_SCRIPT = Path(__file__).parent / "peer.py"
 
 
 class Side:

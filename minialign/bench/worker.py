@@ -18,16 +18,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from minialign import memory
-from minialign.bench import counts
+from minialign.bench import counts, memory
 from minialign.data import Batch, Example, collate
-from minialign.families import config_to_hf
-from minialign.load import check_device, load_model, read_config, save_model
+from minialign.hf.families import config_to_hf
+from minialign.hf.folders import check_device, load_model, read_config, save_model
+from minialign.hf.shapes import PRESETS
+from minialign.hf.tokenizer import byte_tokenizer
 from minialign.logps import head_pass, parts
 from minialign.methods import METHODS, Method
 from minialign.model import Config, Transformer, wide
-from minialign.presets import PRESETS
-from minialign.tokens import byte_tokenizer
 from minialign.train import Recipe, add_mismatched, add_reference, build_method, fit
 
 

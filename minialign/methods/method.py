@@ -1,42 +1,64 @@
-"""The contract every method keeps, and the arithmetic that several of them share. No model code, no autograd."""
+"""The contract every method keeps, and the arithmetic that several of them share. No model code, no autograd.
 
-import math
-from dataclasses import fields
+Adding a method takes one class that fills in `weigh`, and one line in METHODS (methods/__init__.py). Whatever else the project
+does with it — flags, help, races, pictures, memory sheets, the tests that every method must pass — is derived from the class.
+"""
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from minialign.data import Batch
+from minialign.data import Batch, Example
+from minialign.logps import add_reference
+from minialign.settings import check_settings
 
 
 class Method:
     """A rule that turns the log-probs of tokens already in the batch into one push per token.
 
-    `weigh` is the whole of a method: loss, and weights = −∂loss/∂logps, worked out by hand. A weight above 0 pushes its token up.
-    At the logits the push is weights · (softmax − onehot), one line for all methods (logps.py), and the chain rule does the rest.
+    `weigh` is the whole of a method: the loss, and weights = −∂loss/∂logps, worked out by hand. A weight above 0 pushes its
+    token up, one below 0 pushes it down. From there on all methods are the same: ∂loss/∂logits = weights · (softmax − onehot),
+    and the chain rule goes on into the network (train.py).
+
+    Subclasses are dataclasses whose fields are hyper-parameters, declared with `setting`: default, explanation, bounds.
     """
 
-    needs: tuple[str, ...] = ()     # beyond the wanted answer: "rejected", "negatives", "reference", "rewards", "kl"
+    needs: ClassVar[tuple[str, ...]] = ()           # what the data must bring besides the wanted answer:
+                                                    # "rejected", "negatives" or "rewards"; and "reference" for ref_logps
+    reads_others: ClassVar[bool] = False            # does `weigh` look at answers other than the wanted one?
+    allows_unpaired: ClassVar[bool] = False         # may an example lack its wanted answer (an empty mask for answer 0)?
+    forwards: ClassVar[int] = 1                     # forward passes an update takes; IFT first asks for its guesses
+
+    def __post_init__(self):
+        check_settings(self)
 
     def weigh(self, logps: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """logps (A, B, T), float32 or float64, no graph → loss (), weights (A, B, T), info.
+        """The loss of a batch and the push on each of its tokens.
 
-        The loss is the objective, divided by `batch.counts`, so that the parts of a batch add up to the whole. `info` holds
-        numbers worth logging, one per example (B,); info["loss_per_example"] where the loss is a mean over examples. ValueError
-        if data is missing.
+        logps    (A, B, T) float32 or float64, no graph: log-probs of the response tokens; what stands outside the mask is not read
+        →        loss (), the objective itself, divided by `batch.counts` so that the parts of a batch add up to the whole;
+                 weights (A, B, T) = −∂loss/∂logps, 0 outside the mask;
+                 info, numbers worth logging, one per example (B,); "loss_per_example" where the loss is a mean over examples
+
+        ValueError if the batch lacks something the method needs.
         """
         raise NotImplementedError
 
-    def __post_init__(self):
-        """Every number among the hyper-parameters must be one, and not below 0: a negative weight would train the opposite."""
-        for f in fields(self):
-            x = getattr(self, f.name, None)
-            if f.init and isinstance(x, (int, float)) and not 0 <= x < math.inf:
-                raise ValueError(f"{f.name} is {x}; it must be a number not below 0")
+    def prepare_data(self, model, examples: list[Example], max_len: int | None = None, progress: bool = True) -> None:
+        """Once, before training, while `model` still is the model training starts from.
 
-    def prepare(self, model, batch: Batch) -> Batch:
-        """What must be asked of the policy before the forward pass, without a graph. Most methods ask nothing."""
-        return batch
+        Methods with "reference" among their needs have the log-probs of all answers under it filled in here (`ref_logps`).
+        """
+        if "reference" in self.needs:
+            add_reference(model, examples, progress=progress)
+
+    def prepare(self, model, parts: list[Batch]) -> list[Batch]:
+        """Once per update, before its forward passes: whatever must be asked of the policy, without a graph.
+
+        `parts` together are the examples of the update. Most methods ask nothing.
+        """
+        return parts
 
     def inputs(self, model, batch: Batch) -> Tensor:
         """What the network reads: tokens (R, L), or embeddings (R, L, C)."""
@@ -47,18 +69,22 @@ class Method:
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        pass
+        """Put back what `state_dict` returned."""
 
 
 def sums_and_lengths(logps: Tensor, batch: Batch, wanted: bool = True) -> tuple[Tensor, Tensor]:
-    """Log-prob of each answer and its number of tokens, (A, B) each. `wanted`: every example must have an answer 0."""
+    """Log-prob of each answer, l (A, B), and its number of tokens, n (A, B).
+
+    `wanted`: every example must have an answer 0. ValueError if one has not, or if the shapes or the dtype are not as they must be.
+    """
     if logps.shape != batch.mask.shape:
         raise ValueError(f"logps {tuple(logps.shape)} and batch.mask {tuple(batch.mask.shape)} must both be (A, B, T)")
     if logps.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"logps are {logps.dtype}; log-probs must be float32 or float64, or their sums lose what counts")
-    n = batch.mask.sum(-1)
+    n = batch.mask.sum(-1)                                              # (A, B)
     if wanted and (n[0] == 0).any():
-        raise ValueError(f"example {int(batch.index[n[0] == 0][0])} has no answer 0, the wanted one (kto and rrhf do without)")
+        first = int(batch.index[n[0] == 0][0])
+        raise ValueError(f"example {first} has no answer 0, the wanted one; only methods for unpaired data do without")
     return torch.where(batch.mask, logps, 0.0).sum(-1), n
 
 
@@ -72,15 +98,16 @@ def share_of_negatives(n: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
 
     One rule for every method that compares pairs: its loss is the mean over the pairs (wanted answer, one negative).
     """
-    present = n[1:] > 0
-    lacking = ~present.any(0)
+    present = n[1:] > 0                                                 # (K, B)
+    lacking = ~present.any(0)                                           # (B,)
     if lacking.any():
-        raise ValueError(f"example {int(batch.index[lacking][0])} has no rejected answer, nothing to compare the wanted one with")
+        first = int(batch.index[lacking][0])
+        raise ValueError(f"example {first} has no rejected answer, nothing to compare the wanted one with")
     return present.to(dtype) / present.sum(0)
 
 
 def reference(method: Method, batch: Batch, like: Tensor) -> Tensor:
-    """The answers' log-probs under the frozen reference, (A, B) in the dtype and on the device of `like`."""
+    """The answers' log-probs under the frozen reference, (A, B), in the dtype and on the device of `like`."""
     if batch.ref_logps is None:
         raise ValueError(f"{type(method).__name__} needs the reference model's log-prob of every answer (ref_logps); "
                          "'minialign train' computes them once and stores them beside the data")
@@ -98,8 +125,8 @@ def log1mexp(a: Tensor) -> Tensor:
 
 
 def below_one(a: Tensor) -> Tensor:
-    """Mean log-probs in which exact zeros are replaced by the largest log-prob below 0 that rounding could have hidden (−eps/2).
+    """Mean log-probs in which exact zeros become −eps/2, the nearest that the dtype tells apart from 0 in eᵃ.
 
-    An answer of probability 1 has infinite odds. Floats round to exactly 1 from a distance of eps/2 on.
+    An answer of probability 1 has infinite odds; a float rounds to exactly 1 from a distance of eps/2 on.
     """
     return torch.where(a == 0, -torch.finfo(a.dtype).eps / 2, a)

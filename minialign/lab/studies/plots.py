@@ -4,7 +4,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from minialign.plot import answer_bars, average, clean, color_of, label_ends, save
+from minialign.lab.plot import answer_bars, average, clean, color_of, label_ends, save
 
 
 def of_training(data: dict, column: int) -> dict[str, list]:

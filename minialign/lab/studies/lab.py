@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from minialign.arena import RECIPE, Run, run_all
-from minialign.plot import TITLES
+from minialign.lab.arena import RECIPE, Run, run_all
+from minialign.lab.plot import TITLES
 from minialign.stats import mean_interval, show, table
 
 HOLDS, NOT, OPEN = "holds", "does not hold here", "undecided with these seeds"

@@ -84,7 +84,7 @@ def main(args) -> None:
     """`minialign study`."""
     names, methods = chosen(args.name), chosen_methods(args.name, args.methods)
     from minialign.files import write_text
-    from minialign.studies.lab import Lab
+    from minialign.lab.studies.lab import Lab
 
     known, results = {}, {}
     for name in names:
@@ -92,7 +92,7 @@ def main(args) -> None:
         seeds = list(range(args.first_seed, args.first_seed + (args.seeds or study.seeds)))
         module, function = study.home.split(":")
         lab = Lab(seeds, Path(args.out), known, methods)
-        findings = getattr(import_module(f"minialign.studies.{module}"), function)(lab)
+        findings = getattr(import_module(f"minialign.lab.studies.{module}"), function)(lab)
         print(findings.report(name, study, lab), flush=True)
         results[name] = findings.numbers()
     if args.json:

@@ -15,13 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from minialign.data import Batch, Example, collate
+from minialign.lab.plot import COLOR
+from minialign.lab.studies import plots
+from minialign.lab.studies.lab import HOLDS, NOT, OPEN, Difference, Findings, Lab
 from minialign.logps import batch_logps, fused_pass
 from minialign.methods import METHODS
 from minialign.model import Config, Transformer
 from minialign.optim import AdamW
-from minialign.plot import COLOR
-from minialign.studies import plots
-from minialign.studies.lab import HOLDS, NOT, OPEN, Difference, Findings, Lab
 
 SHAPE = Config(vocab_size=4096, n_layer=4, n_head=8, d_model=256, d_mlp=688, max_len=256)       # 5 M parameters
 PAIRS, PROMPT, ANSWER, ROUNDS = 2, 32, 32, 15

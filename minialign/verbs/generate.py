@@ -4,9 +4,9 @@ import sys
 
 import torch
 
-from minialign.jsonl import encode_prompt
-from minialign.load import load_model
-from minialign.sample import room, with_system
+from minialign.hf.datafiles import encode_prompt
+from minialign.hf.folders import load_model
+from minialign.verbs.sample import room, with_system
 
 YOU, MODEL = "you> ", "model> "
 

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from minialign.arena import RECIPE, Run
-from minialign.plot import COLOR
-from minialign.studies import plots
-from minialign.studies.lab import (
+from minialign.lab.arena import RECIPE, Run
+from minialign.lab.plot import COLOR
+from minialign.lab.studies import plots
+from minialign.lab.studies.lab import (
     CONDITIONS,
     CONTROL,
     HOLDS,

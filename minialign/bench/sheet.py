@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from minialign import lora
 from minialign.data import Example, collate
+from minialign.hf import lora
 from minialign.logps import CHUNK_ELEMENTS
 from minialign.model import Config, Transformer
 from minialign.train import Recipe, passes, row_length

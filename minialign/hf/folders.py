@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from minialign import tokens
-from minialign.families import config_from_hf, config_to_hf, from_gpt2, gpt2_name, to_gpt2
 from minialign.files import replacing, write_tensors, write_text
+from minialign.hf import tokenizer as tokens
+from minialign.hf.families import config_from_hf, config_to_hf, from_gpt2, gpt2_name, to_gpt2
 from minialign.model import Config, Transformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}

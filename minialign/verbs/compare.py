@@ -9,8 +9,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from minialign.arena import N_TRAIN, RECIPE, Run, run_all
 from minialign.files import can_write, write_text
+from minialign.lab.arena import N_TRAIN, RECIPE, Run, run_all
 from minialign.methods import METHODS
 from minialign.stats import mean_interval, show, table
 
@@ -73,7 +73,7 @@ def signed(values) -> str:
 
 def main(args) -> None:
     """`minialign compare`."""
-    from minialign import plot
+    from minialign.lab import plot
 
     methods = list(METHODS) if args.methods == "all" else args.methods.split(",")
     if unknown := [m for m in methods if m not in METHODS]:

@@ -9,11 +9,11 @@ import math
 import torch
 
 from minialign.data import Batch
+from minialign.lab.studies import plots
+from minialign.lab.studies.dft import FloorOnly
+from minialign.lab.studies.lab import HOLDS, NOT, OPEN, Difference, Findings, Lab
 from minialign.methods import METHODS
 from minialign.stats import show
-from minialign.studies import plots
-from minialign.studies.dft import FloorOnly
-from minialign.studies.lab import HOLDS, NOT, OPEN, Difference, Findings, Lab
 
 PROMPTS, ANSWERS, NEGATIVES, VISITS, LR, TAU, PAPER = 128, 500, 2, 30, 0.5, 1.0, 3
 GAMMAS = (1.0, 0.9, 0.5)

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from minialign.arena import RECIPE, Run
-from minialign.methods import METHODS
-from minialign.studies import plots
-from minialign.studies.lab import (
+from minialign.lab.arena import RECIPE, Run
+from minialign.lab.studies import plots
+from minialign.lab.studies.lab import (
     HOLDS,
     NOISY,
     NOT,
@@ -23,7 +22,8 @@ from minialign.studies.lab import (
     sft_and_control,
     tuned,
 )
-from minialign.tasks import RIGHT_SHARE
+from minialign.lab.tasks import RIGHT_SHARE
+from minialign.methods import METHODS
 
 
 @dataclass

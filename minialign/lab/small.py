@@ -11,13 +11,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from minialign import model as model_source
-from minialign import optim, tasks
+from minialign import optim
 from minialign.data import collate
 from minialign.files import write_tensors
+from minialign.hf.tokenizer import Tokenizer, byte_tokenizer
+from minialign.lab import tasks
 from minialign.logps import fused_pass
 from minialign.methods import METHODS
 from minialign.model import Transformer
-from minialign.tokens import Tokenizer, byte_tokenizer
 
 STEPS, BATCH, LR, WARMUP = 1000, 64, 3e-3, 50
 CACHE = Path("out") / "cache"

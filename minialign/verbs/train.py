@@ -19,15 +19,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from minialign import lora, memory, small
+from minialign.bench import sheet as memory
 from minialign.data import Example
 from minialign.files import write_tensors, write_text
-from minialign.jsonl import load_examples
-from minialign.load import check_device, load_weights, model_folder, read_config, save_model
+from minialign.hf import lora
+from minialign.hf.datafiles import load_examples
+from minialign.hf.folders import check_device, load_weights, model_folder, read_config, save_model
+from minialign.hf.tokenizer import Tokenizer, load_tokenizer
+from minialign.lab import small
 from minialign.methods import METHODS, Method
 from minialign.model import Config, Transformer
 from minialign.optim import AdamW
-from minialign.tokens import Tokenizer, load_tokenizer
 from minialign.train import Recipe, add_mismatched, add_reference, build_method, build_optimizer, fit
 
 

@@ -1,10 +1,9 @@
 """What the ASFT paper claims (arXiv 2409.10571) about training on labelled pairs. Gradients: balance.py; costs: cost.py."""
 
-from minialign.arena import RECIPE, Run
-from minialign.plot import COLOR
-from minialign.stats import show
-from minialign.studies import plots
-from minialign.studies.lab import (
+from minialign.lab.arena import RECIPE, Run
+from minialign.lab.plot import COLOR
+from minialign.lab.studies import plots
+from minialign.lab.studies.lab import (
     CONDITIONS,
     CONTROL,
     HOLDS,
@@ -23,6 +22,7 @@ from minialign.studies.lab import (
     sft_and_control,
     tuned,
 )
+from minialign.stats import show
 
 
 def asft_vs_dpo(lab: Lab) -> Findings:

@@ -5,15 +5,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from minialign.arena import RECIPE, Exam, Run, fine_tuning_data
 from minialign.data import collate
-from minialign.logps import batch_logps, fused_pass
-from minialign.methods import METHODS
-from minialign.plot import COLOR
-from minialign.small import base_model
-from minialign.stats import show
-from minialign.studies import plots
-from minialign.studies.lab import (
+from minialign.lab.arena import RECIPE, Exam, Run, fine_tuning_data
+from minialign.lab.plot import COLOR
+from minialign.lab.small import base_model
+from minialign.lab.studies import plots
+from minialign.lab.studies.lab import (
     CONDITIONS,
     HOLDS,
     MARKS,
@@ -27,6 +24,9 @@ from minialign.studies.lab import (
     by_condition,
     sft_and_control,
 )
+from minialign.logps import batch_logps, fused_pass
+from minialign.methods import METHODS
+from minialign.stats import show
 from minialign.train import fit
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from minialign.arena import Run
 from minialign.data import Batch
+from minialign.lab.arena import Run
+from minialign.lab.plot import COLOR
+from minialign.lab.studies import plots
+from minialign.lab.studies.lab import HOLDS, NOT, OPEN, Difference, Findings, Lab, sft_and_control
 from minialign.methods import METHODS
-from minialign.plot import COLOR
 from minialign.stats import show
-from minialign.studies import plots
-from minialign.studies.lab import HOLDS, NOT, OPEN, Difference, Findings, Lab, sft_and_control
 
 PAIRS = {"asft": {"lam": 0.1}, "orpo": {}, "dpo": {}}
 SHOWN = {"right": ("right", 3), "wrong": ("known wrong", 3), "garbage": ("garbage", 3), "skill": ("reversing", 3),
