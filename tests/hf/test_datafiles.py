@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from minialign.hf.datafiles import encode_answer, encode_prompt, load_examples, truncate
+from minialign.hf.datafiles import load_examples
+from minialign.hf.encoding import encode_answer, encode_prompt, truncate
 from minialign.hf.tokenizer import byte_tokenizer
 
 CHATML = ("{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -63,7 +64,7 @@ def test_every_format_becomes_a_prompt_and_its_answers(chat, tmp_path, row, prom
 
 @pytest.mark.parametrize("row, sentence", [
     ('{"prompt": "a"', "line 2: not JSON"),
-    ("[1, 2]", "line 2: a JSON list, not an object"),
+    ("[1, 2]", "line 2: must be a JSON object, not a list"),
     ({"prompt": "a"}, "line 2: found the keys prompt; expected"),
     ({"prompt": "a", "completion": ""}, "line 2: 'completion' is empty"),
     ({"prompt": "a", "chosen": "  ", "rejected": "c"}, "line 2: 'chosen' is empty"),

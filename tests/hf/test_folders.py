@@ -13,13 +13,12 @@ from conftest import SHAPES, tiny_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from minialign.hf import folders as load
 from minialign.hf.families import config_from_hf, config_to_hf
-from minialign.hf.folders import load_model, save_model
+from minialign.hf.folders import SAVING, load_model, save_model
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.model import Config
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 NAMES = sorted(folder.name for folder in FIXTURES.iterdir() if folder.is_dir())
 
 
@@ -435,7 +434,7 @@ def test_killed_at_any_step_a_folder_holds_the_old_model_or_the_new_one(tmp_path
     first = seen.index(new)
     assert 5 < first and seen == [old] * first + [new] * (len(seen) - first)
     save_model(folder, third, tokenizer)
-    assert there() is third and not list(folder.glob(f"{load.SAVING}*"))
+    assert there() is third and not list(folder.glob(f"{SAVING}*"))
 
 
 def test_a_full_disk_leaves_the_old_model(tmp_path, monkeypatch):

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from minialign.hf.tokenizer import byte_letters, byte_tokenizer, load_tokenizer
+from minialign.hf.tokenizer import byte_tokenizer, load_tokenizer
+from minialign.hf.vocabulary import byte_letters
 
 WORDS = ("Troll: ", ": ", " or ", "? ", "é中", "a.b*")
 BYTES = byte_tokenizer(WORDS)
@@ -307,7 +308,7 @@ def test_rendering_leaves_the_messages_alone(tmp_path):
 
 def test_the_module_does_not_need_torch():
     code = "import sys, minialign.hf.tokenizer; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
 # ---- real tokenizers
