@@ -1,7 +1,7 @@
 """What model folders call things: config.json ⇄ Config, and GPT-2's tensors ⇄ ours.
 
-The families are llama, mistral, qwen2 and gpt2. Every number is read, none is assumed, and what we do not compute is refused by name.
-This file knows dictionaries only: no files and no models.
+The families are llama, mistral, qwen2 and gpt2. Every number is read, none is assumed, and what we
+do not compute is refused by name. This file knows dictionaries only: no files and no models.
 """
 
 import re
