@@ -20,12 +20,12 @@ import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
+from minialign.generate import answers
 from minialign.lab import plot
 from minialign.lab.arena import LONGEST, RECIPE, Exam, fine_tuning_data, fine_tuning_questions
 from minialign.logps import batch_logps
 from minialign.stats import show
 from minialign.train import add_reference, build_method, fit
-from minialign.verbs.sample import answers
 
 args = check.options()
 model, tokenizer = check.base_model(args)
