@@ -66,13 +66,15 @@ class Cache:
         return visible[:, None]
 
 
-def check_request(model, tokens: Tensor, lengths: Tensor, max_new_tokens: int, temperature: float,
-                  top_k: int | None, top_p: float | None) -> None:
+def check_request(model, tokens: Tensor, lengths: Tensor | None, max_new_tokens: int,
+                  temperature: float, top_k: int | None, top_p: float | None) -> None:
     """ValueError if `stream` cannot do what it is asked for."""
     # There must be a token to continue from in every row.
     shape = tuple(tokens.shape)
-    has_tokens = tokens.dim() == 2 and tokens.numel() > 0
-    if not has_tokens or not 1 <= int(lengths.min()) <= int(lengths.max()) <= shape[1]:
+    good = tokens.dim() == 2 and tokens.numel() > 0
+    if good and lengths is not None:
+        good = 1 <= int(lengths.min()) <= int(lengths.max()) <= shape[1]
+    if not good:
         raise ValueError("tokens must be (rows, length), every row with a token to continue from, "
                          f"not {shape}")
 
@@ -106,25 +108,26 @@ def stream(model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0,
     lengths      (R,) tokens in each prompt, if they differ
     generator    where the random numbers come from; torch's own if None
     """
-    R, L = tokens.shape if tokens.dim() == 2 else (0, 0)
+    check_request(model, tokens, lengths, max_new_tokens, temperature, top_k, top_p)
+    R, L = tokens.shape
     device = tokens.device
     if lengths is None:
         lengths = torch.full((R,), L, device=device)                    # (R,)
-    check_request(model, tokens, lengths, max_new_tokens, temperature, top_k, top_p)
 
     # One cache with room for all that will be read.
     ragged = int(lengths.min()) < L
     cache = Cache(model.config, R, L + max_new_tokens, ragged, model.head.dtype, device)
 
-    # The head is read once per new token. A CPU reads it up to 3 times as fast if its rows are C.
+    # The head is read once per new token. A CPU reads it up to 3 times as fast if it really lies in
+    # memory as (C, V), and is not only a transposed view.
     head = model.head.T                                                 # (C, V)
     if not tokens.is_cuda:
         head = head.contiguous()
 
     # Read all prompts at once. The state behind a prompt's last token predicts the first new one.
+    rows = torch.arange(R, device=device)
     positions = torch.arange(L, device=device).expand(R, L)             # (R, L)
-    states = model(tokens, positions, cache=cache)                      # (R, L, C)
-    state = states[torch.arange(R, device=device), lengths - 1]         # (R, C)
+    state = model(tokens, positions, cache=cache)[rows, lengths - 1]    # (R, L, C) → (R, C)
 
     # Choose a token for every row, read these tokens, and so on. A stopped row keeps its token in
     # `new`; none has stopped yet, so what `new` begins with does not matter.
@@ -132,8 +135,7 @@ def stream(model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0,
     stopped = torch.zeros(R, dtype=torch.bool, device=device)           # (R,)
     new = tokens[:, 0]                                                  # (R,)
     for step in range(max_new_tokens):
-        logits = (state @ head).float()                                 # (R, V)
-        drawn = choose(logits, temperature, top_k, top_p, generator)    # (R,)
+        drawn = choose((state @ head).float(), temperature, top_k, top_p, generator)    # (R,)
         new = torch.where(stopped, new, drawn)                          # (R,)
         stopped = stopped | torch.isin(new, stops)                      # (R,)
         yield new

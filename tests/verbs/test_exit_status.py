@@ -6,9 +6,12 @@ from minialign.verbs.flags import exit_status
 
 
 @pytest.mark.parametrize("error, status, words", [
-    (ValueError("give a file"), 2, "error: give a file"), (FileNotFoundError("no such file: x"), 2, "no such file: x"),
-    (OSError(28, "No space left on device"), 1, "No space"), (FloatingPointError("update 3: loss nan"), 1, "update 3"),
-    (KeyboardInterrupt(), 130, "interrupted"), (KeyboardInterrupt("stopped after update 3"), 130, "stopped after update 3"),
+    (ValueError("give a file"), 2, "error: give a file"),
+    (FileNotFoundError("no such file: x"), 2, "no such file: x"),
+    (OSError(28, "No space left on device"), 1, "No space"),
+    (FloatingPointError("update 3: loss nan"), 1, "update 3"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+    (KeyboardInterrupt("stopped after update 3"), 130, "stopped after update 3"),
 ])
 def test_errors_become_one_sentence_and_a_status(error, status, words, capsys):
     def work():
