@@ -17,12 +17,12 @@ import torch
 from tqdm import tqdm
 
 from minialign.data import Batch, Example, collate
+from minialign.generate import answers
 from minialign.lab import tasks
 from minialign.lab.small import STEPS, base_model, base_path
 from minialign.logps import batch_logps
 from minialign.methods import METHODS, Method, build_method
 from minialign.train import Recipe, fit
-from minialign.verbs.sample import answers
 
 RECIPE = Recipe(epochs=3, batch=32, micro_batch=32, lr=5e-4, negatives=2)
 N_TRAIN, N_TEST, N_SKILL, N_CURVE, N_WATCHED, CURVE_EVERY, LONGEST = 512, 400, 200, 96, 48, 4, 8
