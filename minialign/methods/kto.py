@@ -7,11 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from minialign.data import lay_out
-from minialign.logps import batch_logps
+from minialign.data import Example, collate
+from minialign.logps import add_reference, batch_logps
 from minialign.methods.method import Method, reference, spread, sums_and_lengths
 from minialign.settings import setting
 
@@ -48,10 +46,8 @@ class KTO(Method):
     lambda_d: float = setting(1.0, "weight of good (desirable) answers", least=0)
     lambda_u: float = setting(1.0, "weight of bad (undesirable) answers", least=0)
 
-    # By example number: its prompt with the answer to another prompt, as `lay_out` takes them, and
-    # the reference's log-prob of that answer.
-    mismatched: dict = field(init=False, repr=False, default_factory=dict)
-    mismatched_ref: dict = field(init=False, repr=False, default_factory=dict)
+    # By example number: its prompt with another prompt's answer, and that answer's reference.
+    mismatched: dict[int, Example] = field(init=False, repr=False, default_factory=dict)
 
     def prepare_data(self, model, examples, max_len=None, progress=True):
         """References, and for every prompt the next example's first answer, cut to `max_len`."""
@@ -66,43 +62,28 @@ class KTO(Method):
             answer = next(answer for answer in other.answers if answer)
             if max_len is not None:
                 answer = answer[: max(1, max_len - len(e.prompt))]
-            self.mismatched[e.index] = (e.prompt, [answer])
+            self.mismatched[e.index] = Example(e.index, e.prompt, [answer])
+        add_reference(model, list(self.mismatched.values()), progress=progress)
 
-        # The model is the reference still. Note its log-probs, 16 prompts at a time.
-        indices = list(self.mismatched)
-        starts = range(0, len(indices), 16)
-        for i in tqdm(starts, desc="mismatched answers", disable=not progress, leave=False):
-            some = indices[i : i + 16]
-            logps = self.mismatched_logps(model, some).tolist()
-            self.mismatched_ref.update(zip(some, logps, strict=True))
-
+    @torch.no_grad()
     def prepare(self, model, parts):
         """The drift over the whole update, known before the first of its parts is weighed."""
         if not self.mismatched:                 # never prepared: `weigh` says what is missing
             return parts
         logps, ref_logps = [], []
         for part in parts:
-            indices = part.index.tolist()
-            logps.append(self.mismatched_logps(model, indices))             # (b,)
-            ref_logps += [self.mismatched_ref[i] for i in indices]
-        kl_logps = torch.cat(logps)                                         # (B',)
-        kl_ref_logps = torch.tensor(ref_logps, dtype=torch.float64)         # (B',)
-        drift = {"kl_logps": kl_logps, "kl_ref_logps": kl_ref_logps.to(kl_logps.device)}
+            pairs = collate([self.mismatched[i] for i in part.index.tolist()])
+            pairs = pairs.to(model.head.device)
+            logps.append(batch_logps(model, pairs).sum((0, 2)))             # (b,)
+            ref_logps.append(pairs.ref_logps[0])                            # (b,)
+        drift = {"kl_logps": torch.cat(logps), "kl_ref_logps": torch.cat(ref_logps)}    # (B',)
         return [replace(part, extra=part.extra | drift) for part in parts]
-
-    @torch.no_grad()
-    def mismatched_logps(self, model, indices: list[int]) -> Tensor:
-        """Log-probs of these examples' mismatched answers under the model as it is now: (b,)."""
-        pairs = [self.mismatched[i] for i in indices]
-        longest = max(len(answer) for _, [answer] in pairs)
-        rows = lay_out(pairs, 1, longest, shared=True).to(model.head.device)
-        return batch_logps(model, rows).sum((0, 2))
 
     def weigh(self, logps, batch):
         l, n = sums_and_lengths(logps, batch, wanted=False)                 # (A, B)
         present = n > 0                                                     # (A, B)
         kl_logps, kl_ref_logps = batch.extra.get("kl_logps"), batch.extra.get("kl_ref_logps")
-        if kl_logps is None or kl_ref_logps is None or not len(kl_logps):
+        if kl_logps is None or kl_ref_logps is None or len(kl_logps) == 0:
             raise ValueError(
                 "KTO needs log-probs of mismatched answers under policy and reference (kl_logps, "
                 "kl_ref_logps) to estimate the drift; 'minialign train' pairs prompts with other "

@@ -68,8 +68,11 @@ def test_weights_are_minus_the_slope_of_the_loss(name, hyper):
 
 
 @pytest.mark.parametrize("sabotage", [
-    lambda loss, w: (loss, -w), lambda loss, w: (loss, 1.001 * w), lambda loss, w: (loss, w.roll(1, 0)),
-    lambda loss, w: (loss, w + 1e-6), lambda loss, w: (loss + 1e-6, w),
+    lambda loss, w: (loss, -w),
+    lambda loss, w: (loss, 1.001 * w),
+    lambda loss, w: (loss, w.roll(1, 0)),
+    lambda loss, w: (loss, w + 1e-6),
+    lambda loss, w: (loss + 1e-6, w),
 ], ids=["sign", "scale", "answers swapped", "pushes on padding", "loss"])
 @pytest.mark.parametrize("name", ["dpo", "asft", "ift"])
 def test_the_witnesses_catch_a_mistake(name, sabotage):
@@ -158,7 +161,9 @@ def test_parts_add_up_to_the_whole(name, hyper, cuts):
     logps, batch = batch_for(name)
     whole, by_parts = build(name, hyper), build(name, hyper)
     loss, weights, info = whole.weigh(logps, batch)
-    parts = [by_parts.weigh(logps[:, i:j], batch.part(i, j)) for i, j in zip(cuts, cuts[1:], strict=False)]
+    parts = []
+    for i, j in zip(cuts, cuts[1:], strict=False):
+        parts.append(by_parts.weigh(logps[:, i:j], batch.part(i, j)))
     close(sum(p[0] for p in parts), loss)
     close(torch.cat([p[1] for p in parts], 1), weights)
     close({k: torch.cat([p[2][k] for p in parts]) for k in info}, info)

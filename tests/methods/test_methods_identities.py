@@ -19,7 +19,8 @@ from minialign.methods.preference import Pairwise
 # ------------------------------------------------------------------------ one method inside another
 
 SAME = {
-    "IFT without residual and propagation is SFT": (("ift", {"lam": 0.0, "gamma": 0.0}), ("sft", {})),
+    "IFT without residual and propagation is SFT":
+        (("ift", {"lam": 0.0, "gamma": 0.0}), ("sft", {})),
     "SPIN is DPO": (("spin", {"beta": 0.4}), ("dpo", {"beta": 0.4})),
     "R-DPO at α = 0 is DPO": (("rdpo", {"alpha": 0.0}), ("dpo", {})),
     "DPO-p at λ = 0 is DPO": (("dpop", {"lam": 0.0, "beta": 0.1}), ("dpo", {})),
@@ -111,14 +112,16 @@ def test_slic_leaves_a_pair_alone_from_its_margin_on(margin, pushed):
     logps = tensor(-1.0, -1.0 - margin).view(2, 1, 1)
     batch = Batch(torch.ones(2, 1, 1, dtype=torch.bool))
     loss, weights, _ = build("slic", {"delta": 2.0, "lam": 0.0}).weigh(logps, batch)
-    close(loss.item(), max(0, 2 - margin))
+    close(loss.item(), max(0.0, 2 - margin))
     close(weights.flatten(), tensor(pushed, -pushed))
 
 
-# ------------------------------------------------------------------------ the running average of DFT
+# ----------------------------------------------------------------------- the running average of DFT
 
 def test_below_gamma_1_autograd_through_u_is_off_by_exactly_gamma():
-    """eq. 13 holds u fixed once updated: the pushes down are exp(d)/(K u); autograd would shrink each by γ."""
+    """eq. 13 holds u fixed once updated: the pushes down are exp(d)/(K u); autograd would shrink
+    each by γ.
+    """
     logps, batch = make_batch(A=3, B=3)
     batch.mask[2, 1, :2] = True
     logps = torch.where(batch.mask, logps.nan_to_num(-1.0), math.nan)
@@ -237,7 +240,8 @@ def test_equation_21_gives_token_i_the_weight_i_plus_1():
 def test_discounted_sums_of_every_row(gamma):
     """The library that released IFT code uses gets only the first row of a batch right on CPU."""
     x = torch.ones(6, 5).double()
-    tail = torch.tensor([[sum(gamma ** (i - t) for i in range(t, 5)) for t in range(5)]] * 6).double()
+    row = [sum(gamma ** (i - t) for i in range(t, 5)) for t in range(5)]
+    tail = torch.tensor(row).double().expand(6, 5)
     close(discounted_tail(x, gamma), tail)
     close(discounted_head(x, gamma), tail.flip(-1))
 
