@@ -134,7 +134,7 @@ def share_of_negatives(n: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
 
 
 def reference(method: Method, batch: Batch, like: Tensor) -> Tensor:
-    """The answers' log-probs under the frozen reference, (A, B), in the dtype and place of `like`."""
+    """The answers' log-probs under the frozen reference, (A, B), in the dtype of `like`."""
     if batch.ref_logps is None:
         raise ValueError(
             f"{type(method).__name__} needs the reference model's log-prob of every answer "

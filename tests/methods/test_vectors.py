@@ -46,7 +46,8 @@ def answers(sums, lengths):
     sums, lengths = tensor(sums), torch.tensor(lengths)
     mask = torch.arange(int(lengths.max())) < lengths[..., None]                        # (A, B, T)
     share = torch.linspace(1, 2, mask.shape[-1], dtype=torch.float64) * mask
-    return torch.where(mask, sums[..., None] * share / share.sum(-1, keepdim=True).clamp(min=1), 0.0), mask
+    share = share / share.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(mask, sums[..., None] * share, 0.0), mask
 
 
 def per_answer(weights, mask):
@@ -67,7 +68,7 @@ def cases(kind):
 def test_pairs(case):
     x, expected = case["inputs"], case["expected"]
     good, bad = len(x["logp_w"]), len(x["logp_l"])
-    B = max(good, bad)                                                                  # KTO is unpaired: the rest are absent
+    B = max(good, bad)                                  # KTO is unpaired: the rest are absent
 
     def pair(w, l, filler):
         return [w + [filler] * (B - good), l + [filler] * (B - bad)]
@@ -93,7 +94,8 @@ def test_pairs(case):
 def test_rankings(case):
     x, expected = case["inputs"], case["expected"]
     logps, mask = answers([[v] for v in x["logp"]], [[n] for n in x["length"]])
-    loss, weights, _ = build(case).weigh(logps, Batch(mask, rewards=tensor([[v] for v in x["reward"]])))
+    batch = Batch(mask, rewards=tensor([[v] for v in x["reward"]]))
+    loss, weights, _ = build(case).weigh(logps, batch)
     close(loss, expected["loss"])
     close(per_answer(weights, mask)[:, 0], expected["g"])
 
@@ -126,7 +128,7 @@ def test_discriminative_steps(case):
         s = logps.sum(-1)[0]
         if case["method"] == "dft2":
             s = s / mask.sum(-1)[0]
-        objective = (-s + method.tau * method.log_u[step["ids"]]).mean()                # not the peer's surrogate
+        objective = (-s + method.tau * method.log_u[step["ids"]]).mean()  # not a surrogate
         torch.testing.assert_close(loss, objective)
 
 
@@ -204,7 +206,7 @@ def test_a_whole_ift_step_with_a_tiny_policy(case):
     total = 0.0
     for part in parts:
         hidden = model(method.inputs(model, part)).flatten(0, 1)
-        logits = hidden[part.rows.source] @ model.head.T                                # (A, B, T, V)
+        logits = hidden[part.rows.source] @ model.head.T                    # (A, B, T, V)
         logps = logits.log_softmax(-1).gather(-1, part.rows.y[..., None])[..., 0]
         loss, weights, _ = method.weigh(logps.detach(), part)
         (-(weights * logps)[part.mask].sum()).backward(retain_graph=True)
