@@ -17,10 +17,9 @@ from minialign.hf.families import config_to_hf
 from minialign.hf.folders import check_device, load_model, read_config, save_model
 from minialign.hf.shapes import PRESETS
 from minialign.hf.tokenizer import byte_tokenizer
-from minialign.logps import parts
 from minialign.methods import METHODS, Method, build_method
 from minialign.model import Config, Transformer, wide
-from minialign.train import Recipe, fit, head_pass, pick_answers
+from minialign.train import Recipe, fit, head_pass, pick_answers, split_by_logits
 
 
 def build(spec: dict) -> Task:
@@ -86,7 +85,7 @@ def head(spec: dict) -> Task:
     work = plain_head if spec["who"] == "plain torch" else head_pass
 
     # The floor is three matmuls, on as many tokens at a time as ours takes, into memory that is there.
-    sizes = [int(batch.mask[:, begin:end].sum()) for begin, end in parts(batch, len(weight))]
+    sizes = [int(part.mask.sum()) for part in split_by_logits(batch, len(weight))]
     z = weight.new_empty(max(sizes), len(weight))
     d_states, d_weight = torch.empty_like(states), torch.empty_like(weight)
 
