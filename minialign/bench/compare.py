@@ -1,9 +1,9 @@
 """The comparison behind `minialign bench`: processes take turns at the same work.
 
-Every side of a comparison is a process of its own, so that its peak memory is its own. Our sides run
-worker.py; a peer's side runs peers/peer.py in an interpreter that has the peer. They take turns, so that
-whatever else the machine does hits them alike. This process only asks and prints. It must not import
-torch, because the peak memory of a child process begins with its parent's.
+Every side of a comparison is a process of its own, so that its peak memory is its own. Our sides
+run worker.py; a peer's side runs peers/peer.py in an interpreter that has the peer. They take
+turns, so that whatever else the machine does hits them alike. This process only asks and prints.
+It must not import torch, because the peak memory of a child process begins with its parent's.
 """
 
 import json
@@ -44,15 +44,15 @@ def run(flags) -> None:
 
 
 def check_peer(flags, modes: list[str]) -> None:
-    """ValueError, before anything is measured, if the peer is missing or has nothing like a method."""
+    """ValueError, before anything is measured, if the peer is missing or lacks a method."""
     python = peer_python(flags)
     search = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
     try:
-        absent = subprocess.run([python, "-c", search, flags.against], capture_output=True).returncode
+        found = subprocess.run([python, "-c", search, flags.against], capture_output=True)
     except OSError as error:
         raise ValueError(f"--peer-python {python} cannot be run ({error.strerror}); "
                          "give a Python interpreter") from None
-    if absent:
+    if found.returncode != 0:
         raise ValueError(f"{flags.against} is not installed for {python}; "
                          f"run '{python} -m pip install {peers.NEEDED[flags.against]}', "
                          "or name an interpreter that has it with --peer-python")
@@ -78,8 +78,8 @@ def methods_of(flags) -> list[str]:
 class Side:
     """A process that works on request, one line of JSON each way.
 
-    The first request is the spec: what to do. The process answers with facts, once it has built what it
-    needs and has worked once. Every further request is a turn, and is answered with the seconds.
+    The first request is the spec: what to do. The process answers with facts, once it has built
+    what it needs and has worked once. Every further request is a turn; the answer is its seconds.
     """
 
     def __init__(self, label: str, command: list[str], spec: dict):
@@ -88,8 +88,9 @@ class Side:
 
     def __enter__(self):
         pipe = subprocess.PIPE
-        self.log = tempfile.TemporaryFile("w+")     # what libraries print; shown if the process dies
-        self.process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, stderr=self.log, text=True)
+        self.log = tempfile.TemporaryFile("w+")    # what libraries print; shown if the process dies
+        self.process = subprocess.Popen(
+            self.command, stdin=pipe, stdout=pipe, stderr=self.log, text=True)
         return self
 
     def __exit__(self, *_):
@@ -148,8 +149,9 @@ def step(flags, folder: str) -> dict:
         spec = training_spec(flags, "step", method)
         sides.append(our_side(spec, f"minialign {method}"))
         if flags.against:
-            for variant in peers.VARIANTS[flags.against][method]:       # one may stand for two of ours
-                rivals[variant] = peer_side(flags, spec | {"folder": folder}, flags.against, variant)
+            spec["folder"] = folder
+            for variant in peers.VARIANTS[flags.against][method]:   # one may stand for two of ours
+                rivals[variant] = peer_side(flags, spec, flags.against, variant)
     return race(flags, [*sides, *rivals.values()])
 
 
@@ -178,7 +180,7 @@ def transformers(flags, spec: dict) -> list[Side]:
 
 
 def memory(flags, folder: str) -> dict:
-    """What a training step will hold, in each of the ways there are to hold less. Nothing is run."""
+    """What a training step will hold, in each of the ways to hold less. Nothing is run."""
     spec = training_spec(flags, "sheet", methods_of(flags)[0])
     with our_side(spec) as side:
         facts = side.begin()
@@ -188,8 +190,8 @@ def memory(flags, folder: str) -> dict:
         sizes = [f"{size / 2**30:.2f}" for size in [*parts.values(), total]]
         rows.append([way, *sizes, "yes" if total <= facts["free"] else "no"])
     fits = f"fits {flags.device} ({facts['free'] / 2**30:.0f} GiB free)"
-    print(f"memory: a training step of {spec['method']}, {flags.model or flags.preset}, {facts['what']}; "
-          "GiB, counted and not allocated")
+    print(f"memory: a training step of {spec['method']}, {flags.model or flags.preset}, "
+          f"{facts['what']}; GiB, counted and not allocated")
     print(table(["train with", *parts, "total", fits], rows), flush=True)
     return facts["sheets"]
 
@@ -203,7 +205,7 @@ def spec_of(flags, mode: str, **more) -> dict:
 
 
 def training_spec(flags, mode: str, method: str) -> dict:
-    """With 1 + k answers to every prompt; a method that reads only the wanted one drops the others."""
+    """With 1 + k answers to every prompt. Methods that read only the wanted one drop the rest."""
     examples = texts(flags, flags.batch or 4, 512, 128, answers=1 + flags.k)
     return spec_of(flags, mode, method=method, examples=examples)
 
@@ -248,7 +250,7 @@ def race(flags, sides: list[Side]) -> dict:
             bar.set_postfix_str(side.label)
             side.turns.append(side.ask({}))
             bar.update()
-    threads = f", {flags.threads} threads" if flags.threads else ""
+    threads = f", --threads {flags.threads}" if flags.threads else ""
     print(f"{mode}: {flags.model or flags.preset}, {first['what']}; {flags.dtype} on {flags.device}"
           f"{threads}; median of {flags.rounds} rounds (range)")
     print(show(sides), flush=True)
@@ -267,7 +269,7 @@ def show(sides: list[Side]) -> str:
 
 
 def cells(side: Side, first: Side) -> dict[str, str]:
-    """A side's row of the table, compared with the first: {column: text, empty for nothing to say}."""
+    """A side's row of the table: {column: text}, empty where there is nothing to say."""
     seconds, peak = side.column("seconds"), side.facts["peak"]
     row = dict.fromkeys(["", "seconds", "× floor", "tokens/s", "× time", "of matmul rate",
                          "MB beyond the model", "× memory"], "")
@@ -285,7 +287,7 @@ def cells(side: Side, first: Side) -> dict[str, str]:
     if "floor" in measured.turns[0]:
         row["× floor"] = ratio(seconds, measured.column("floor"))
 
-    # The model's FLOPs per second over those of a matmul measured beside. All other work is time lost.
+    # The model's FLOPs per second over those of a matmul measured beside it. All else is time lost.
     if "flops" in side.facts:
         rates = [side.facts["flops"] / s for s in seconds]
         row["of matmul rate"] = ratio(rates, side.column("rate"))

@@ -1,4 +1,7 @@
-"""What the work of a model costs at least: FLOPs and bytes, counted from its shape. A multiply-add is two FLOPs."""
+"""What the work of a model costs at least: FLOPs and bytes, counted from its shape.
+
+A multiply-add is two FLOPs.
+"""
 
 from minialign.data import Example
 from minialign.model import Config
@@ -12,10 +15,10 @@ def layer_parameters(config: Config) -> int:
 
 
 def forward_flops(config: Config, tokens: int, lengths: list[int], scored: int) -> int:
-    """One forward pass: `tokens` go through the layers, and `scored` hidden states through the head.
+    """One forward pass: `tokens` through the layers, and `scored` hidden states through the head.
 
-    Attention works within texts of these lengths. It is causal, so its scores are half a square, and so are the
-    sums of its values.
+    Attention works within texts of these lengths. It is causal, so its scores are half a square,
+    and so are the sums of its values.
     """
     attention = 2 * sum(n * n for n in lengths) * config.n_layer * config.n_head * config.d_head
     layers = 2 * tokens * layer_parameters(config)
@@ -23,16 +26,16 @@ def forward_flops(config: Config, tokens: int, lengths: list[int], scored: int) 
 
 
 def step_flops(config: Config, examples: list[Example], forwards: int = 1) -> int:
-    """One update on these examples with a method that takes so many forward passes. Each prompt is read once.
+    """One update on these examples with a method that takes so many forward passes.
 
-    The backward pass costs twice a forward pass.
+    Each prompt is read once. The backward pass costs twice a forward pass.
     """
     tokens = scored = 0
     lengths = []
     for e in examples:
         tokens += len(e.prompt)
         for answer in e.answers:
-            tokens += len(answer) - 1                           # its last token is predicted and never read
+            tokens += len(answer) - 1                   # its last token is predicted and never read
             scored += len(answer)
             lengths.append(len(e.prompt) + len(answer) - 1)
     return (forwards + 2) * forward_flops(config, tokens, lengths, scored)

@@ -2,8 +2,8 @@
 
 Counted is the fullest moment: between the forward and the backward pass, while the last logits are
 alive, with the gradients of earlier passes kept. `allocated` measures the same in a step that is
-really done, and a test holds the two together. Not counted are CUDA's own context (about 0.5 GiB) and
-what the allocator loses between blocks.
+really done, and a test holds the two together. Not counted are CUDA's own context (about 0.5 GiB)
+and what the allocator loses between blocks.
 """
 
 import json
@@ -66,7 +66,7 @@ def sheet(config: Config, load: Load, recipe: Recipe, dtype: str = "bfloat16",
     gradients = sum(p.nbytes for p in learnt)
     if recipe.inside_backward:                                  # one gradient at a time
         gradients = max(p.nbytes for p in learnt)
-    moments = 1 if recipe.beta1 == 0 else 2
+    moments = (1 if recipe.beta1 == 0 else 2) * getattr(torch, recipe.moments).itemsize
 
     layer, head = layer_bytes(config, b, load), head_bytes(config, b, load, learn=adapters is None)
     activations = config.n_layer * layer + load.tokens * norm_bytes(config, b)
@@ -80,7 +80,7 @@ def sheet(config: Config, load: Load, recipe: Recipe, dtype: str = "bfloat16",
     return {
         "weights": sum(p.nbytes for p in parameters),
         "gradients": gradients,
-        "optimizer": moments * getattr(torch, recipe.moments).itemsize * sum(p.numel() for p in learnt),
+        "optimizer": moments * sum(p.numel() for p in learnt),
         "activations": activations,
         "head": head,
     }
@@ -116,23 +116,23 @@ def head_bytes(config: Config, b: int, load: Load, learn: bool) -> int:
     """What scoring and pushing hold while the last logits are alive."""
     V, C = config.vocab_size, config.d_model
     rows = max(load.scored, min(load.responses, CHUNK_ELEMENTS // V))   # whose logits are together
-    d_head = 4 * V * C if learn else 0                                  # float32, as all gradients here
-    states = load.tokens * C * (4 + b) + rows * C * (4 + b)             # ∂loss/∂states; one run's states
+    d_head = 4 * V * C if learn else 0                          # float32
+    states = (load.tokens + rows) * C * (4 + b)     # ∂loss/∂states twice; and one run's states
     if b == 4:
-        return states + d_head + 4 * rows * V                           # log-probs in the logits' place
+        return states + d_head + 4 * rows * V       # log-probs and gradient in the logits' place
 
-    # In bfloat16 the log-probs stand beside the logits in float32. On top of that comes either a
-    # float32 copy on the way there, or one run's share of the head's gradient.
-    share = V * C * b if learn else 0
-    return states + d_head + (b + 4) * rows * V + max(4 * rows * V, share)
+    # In bfloat16 the logit gradient is copied to bfloat16. One run's share of the head's gradient
+    # comes in bfloat16 too, and the CPU casts it to float32 before it adds it up.
+    share = V * C * (b + 4) if learn else 0
+    return states + d_head + (4 + b) * rows * V + share
 
 
 def allocated(work: Callable[[], object]) -> int:
     """The most bytes that are alive at once on the CPU of those that `work` allocates: measured.
 
     What was there before is not counted, and neither is its release. The profiler sees every block
-    that torch's allocator gives and takes, also inside operators and in the backward pass. The trace
-    that it exports is the only public place where they are listed in order.
+    that torch's allocator gives and takes back, also inside operators and in the backward pass. The
+    trace that it exports is the only public place where they are listed in order.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")      # it need not announce that it starts
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
@@ -171,4 +171,5 @@ def check_fits(parts: dict[str, int], device: str, advice: str) -> None:
     total, free = sum(parts.values()), available(device)
     if total > free:
         raise ValueError(f"a training step needs {total / GIB:.1f} GiB, and {device} has "
-                         f"{free / GIB:.1f} GiB free:\n{table(parts)}\nwhat makes it smaller: {advice}")
+                         f"{free / GIB:.1f} GiB free:\n{table(parts)}\n"
+                         f"what makes it smaller: {advice}")

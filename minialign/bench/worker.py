@@ -1,4 +1,4 @@
-"""Our side of a comparison, in a process of its own. peers/turns.py says how such a process converses."""
+"""Our side of a comparison, in a process of its own; peers/turns.py says how it converses."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from minialign.train import Recipe, fit, head_pass, pick_answers, split_by_logit
 
 
 def build(spec: dict) -> Task:
-    """The task of a spec. The peers are told the shape of the model in transformers' words, `hf`."""
+    """The task of a spec. Peers will be told the model's shape in transformers' words, `hf`."""
     check_device(spec["device"])
     task = MODES[spec["mode"]](spec)
     task.facts["hf"] = config_to_hf(config_of(spec))
@@ -67,14 +67,15 @@ def training_of(spec: dict) -> tuple[Method, list[Example], str]:
     method = build_method(spec["method"], {}, len(spec["examples"]))
     examples = [pick_answers(e, method, 0, None) for e in examples_of(spec)]
     P, answers = len(examples[0].prompt), examples[0].answers
-    return method, examples, f"batch {len(examples)}, prompt {P}, answers {len(answers)} × {len(answers[0])}"
+    what = f"batch {len(examples)}, prompt {P}, answers {len(answers)} × {len(answers[0])}"
+    return method, examples, what
 
 
 # -------------------------------------------------------------------------------------- the modes
 
 
 def head(spec: dict) -> Task:
-    """The vocabulary head on random hidden states: ours, or torch's own operators on all at once."""
+    """The vocabulary head on random hidden states: ours, or torch's operators on all at once."""
     config, device, dtype = config_of(spec), spec["device"], getattr(torch, spec["dtype"])
     method, examples, what = training_of(spec)
     batch = collate(examples).to(device)
@@ -84,7 +85,8 @@ def head(spec: dict) -> Task:
     weight = torch.randn(config.vocab_size, config.d_model, dtype=dtype, device=device).mul_(0.02)
     work = plain_head if spec["who"] == "plain torch" else head_pass
 
-    # The floor is three matmuls, on as many tokens at a time as ours takes, into memory that is there.
+    # The floor is three matmuls, on as many tokens at a time as ours takes, into memory that is
+    # there already.
     sizes = [int(part.mask.sum()) for part in split_by_logits(batch, len(weight))]
     z = weight.new_empty(max(sizes), len(weight))
     d_states, d_weight = torch.empty_like(states), torch.empty_like(weight)
@@ -99,7 +101,9 @@ def head(spec: dict) -> Task:
                 lambda: {"floor": timed(three_matmuls, device)})
 
 
-def plain_head(states: Tensor, weight: Tensor, method: Method, batch: Batch) -> tuple[Tensor, Tensor]:
+def plain_head(
+    states: Tensor, weight: Tensor, method: Method, batch: Batch
+) -> tuple[Tensor, Tensor]:
     """What head_pass does, as one writes it first: all logits at once, and autograd.
 
     Returns the gradients of the states and of the weight.
@@ -181,7 +185,7 @@ def write(spec: dict) -> Task:
     return Task(lambda: save_model(spec["folder"], model_of(spec), byte_tokenizer([])))
 
 
-WAYS = {        # flags of train: dtype, moments, inside the backward pass, checkpointing, LoRA's rank
+WAYS = {    # flags of train: dtype, moments, inside the backward pass, checkpointing, rank of LoRA
     "--dtype float32": ("float32", "float32", False, False, None),
     "--dtype bfloat16": ("bfloat16", "float32", False, False, None),
     "… --activation-checkpointing": ("bfloat16", "float32", False, True, None),
@@ -192,29 +196,31 @@ WAYS = {        # flags of train: dtype, moments, inside the backward pass, chec
 
 
 def sheet(spec: dict) -> Task:
-    """No work: what a training step will hold in memory, in each of the ways there are to hold less."""
+    """No work: what a training step will hold in memory, in each of the ways to hold less."""
     config, sheets = config_of(spec), {}
     _, examples, what = training_of(spec)
     n = len(examples)
     for flags, (dtype, moments, inside, recompute, rank) in WAYS.items():
         if rank and config.pos != "rope":
             continue                                # adapters are for layers with Llama's names
-        recipe = Recipe(batch=n, micro_batch=n, moments=moments, inside_backward=inside, clip=math.inf)
+        recipe = Recipe(batch=n, micro_batch=n, moments=moments, inside_backward=inside,
+                        clip=math.inf)
         adapters = memory.Adapters(rank, 2.0 * rank) if rank else None
-        sheets[flags] = memory.sheet(config, memory.load_of(examples, recipe), recipe, dtype, recompute,
-                                     adapters)
+        load = memory.load_of(examples, recipe)
+        sheets[flags] = memory.sheet(config, load, recipe, dtype, recompute, adapters)
     facts = {"what": what, "sheets": sheets, "free": memory.available(spec["device"])}
     return Task(lambda: None, facts)
 
 
-MODES = {"head": head, "step": step, "generate": generate, "load": load, "write": write, "sheet": sheet}
+MODES = {"head": head, "step": step, "generate": generate, "load": load, "write": write,
+         "sheet": sheet}
 
 
 def floor_of(spec: dict, phases: list[tuple[float, float]]) -> Callable[[], dict]:
-    """A function that measures how fast the machine is now, and says what these phases take at least.
+    """A function that measures the machine now, and says what these phases take at least.
 
-    A phase is (FLOPs, bytes). It takes as long as its FLOPs at the rate of a matmul, or as its bytes at
-    the rate of a copy, whichever is longer. Phases follow one another.
+    A phase is (FLOPs, bytes). It takes as long as its FLOPs at the rate of a matmul, or as its
+    bytes at the rate of a copy, whichever is longer. Phases follow one another.
     """
     device, dtype = spec["device"], getattr(torch, spec["dtype"])
     n, numbers = (8192, 2**31) if device.startswith("cuda") else (1536, 2**24)

@@ -1,4 +1,4 @@
-"""What we are timed beside: TRL, and a plain loop over transformers, in an interpreter that has them.
+"""What we are timed beside: TRL and transformers, in an interpreter that has them.
 
 peer.py is what that interpreter runs. turns.py is what it has in common with our own worker.py.
 Neither imports anything of minialign, and minialign never imports a peer.
@@ -13,8 +13,9 @@ NEEDED = {
     "transformers": "transformers==5.23.0",
 }
 
-# For each of our methods, what the peer has that does the same work on the same data. TRL has no ASFT;
-# its ORPO reads the same two answers, and needs no reference either.
+# For each of our methods, what the peer has that does the same work on the same data. With
+# transformers that is a loop of our own. TRL has no ASFT; its ORPO reads the same two answers, and
+# needs no reference either.
 VARIANTS = {
     "trl": {
         "sft": ["sft"],

@@ -1,7 +1,8 @@
 """A peer's side of a comparison: the same shape, data and batch as ours, in the peer's interpreter.
 
 Models have random weights. Settings are those that make the comparison fair: the dtype as asked, no
-gradient checkpointing, no logging, no saving. Imports nothing of minialign; turns.py lies beside it.
+gradient checkpointing, no logging, no saving. This file imports nothing of minialign; turns.py lies
+beside it.
 """
 
 import copy
@@ -44,14 +45,15 @@ def loop(spec: dict) -> Task:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, betas=(0.9, 0.95), weight_decay=0.0)
 
     def sums() -> Tensor:
-        logps = model(input_ids=tokens[:, :-1]).logits.float().log_softmax(-1)           # (A·B, L−1, V)
-        logps = logps.gather(2, tokens[:, 1:, None])[..., 0][:, P - 1 :]                 # (A·B, T)
+        logits = model(input_ids=tokens[:, :-1]).logits                         # (A·B, L−1, V)
+        logps = logits.float().log_softmax(-1).gather(2, tokens[:, 1:, None])   # (A·B, L−1, 1)
+        logps = logps[:, P - 1 :, 0]                                            # (A·B, T)
         return logps.sum(-1).view(answers, B)
 
     ref = None
     if name == "dpo":
         with torch.no_grad():
-            ref = sums()                                            # computed once and stored, as ours
+            ref = sums()                                    # computed once and stored, as ours
 
     def step() -> None:
         loss = objective(name, sums(), tokens.shape[1] - P, ref)
@@ -135,7 +137,7 @@ def trl(spec: dict, say: Callable) -> None:
 
     more = {}
     if name.startswith("dpo"):
-        more["ref_model"] = copy.deepcopy(model)                    # TRL would look for it on the hub
+        more["ref_model"] = copy.deepcopy(model)            # TRL would look for it on the hub
     tokenizer = word_tokenizer(model.config.vocab_size)
     trainer = Watched(model=model, args=config, train_dataset=Dataset.from_list(rows * 2),
                       processing_class=tokenizer, callbacks=[turns], **more)
@@ -171,8 +173,8 @@ def settings_of(spec: dict) -> dict:
 def text_rows(spec: dict, V: int) -> list[dict]:
     """The examples as text: '12 7 99' for the tokens 12, 7 and 99.
 
-    The trainers append the end token themselves. So the last token of an answer is left out here, and
-    answers are as long as ours.
+    The trainers append the end token themselves. So the last token of an answer is left out here,
+    and answers are as long as ours.
     """
     def text(ids: list[int]) -> str:
         return " ".join(str(i % (V - 3)) for i in ids)
@@ -188,7 +190,7 @@ def text_rows(spec: dict, V: int) -> list[dict]:
 
 
 def word_tokenizer(V: int):
-    """'12 7 99' ⇄ [12, 7, 99]. The last three numbers stand for an unknown word, padding, the end."""
+    """'12 7 99' ⇄ [12, 7, 99]. The last three numbers are an unknown word, padding, and the end."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

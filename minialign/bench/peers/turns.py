@@ -1,8 +1,8 @@
-"""What all sides of a comparison have in common, ours and the peers': conversation, clock and memory.
+"""What all sides of a comparison have in common: the conversation, the clock, the memory.
 
-A side reads what to do as a line of JSON, works once, and answers with facts. For every further line it
-works again and answers with the seconds, and with the floor if the work has one: the least it could
-take, measured right after it, so that whatever else the machine does hits both.
+A side reads what to do as a line of JSON, works once, and answers with facts. For every further
+line it works again and answers with the seconds, and with the floor if the work has one: the least
+it could take, measured right after it, so that whatever else the machine does hits both.
 
 This file is run by a peer's interpreter too. It imports nothing but torch.
 """
@@ -46,7 +46,7 @@ def listen() -> tuple[dict, Callable]:
 
 
 def take_turns(build: Callable[[dict], Task], spec: dict, say: Callable) -> None:
-    """Build the task and work whenever asked. The first time warms up, and shows the peak memory."""
+    """Build the task, and work whenever asked. The first time warms up, and shows the peak."""
     device = spec["device"]
     try:
         task = build(spec)
