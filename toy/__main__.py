@@ -1,11 +1,12 @@
 """`python -m toy`: the comparison on one lake, or a study. Torch is imported when work starts."""
 
 import argparse
+import json
 import sys
 import time
 from dataclasses import replace
 
-from minialign.files import can_write, write_json
+from minialign.files import can_write, write_text
 from minialign.verbs.flags import add_flags, exit_status
 from toy.flags import COMPARISON_ONLY, Flags
 
@@ -45,7 +46,7 @@ def run(flags: Flags) -> None:
     torch.set_num_threads(1)    # tensors this small are slower when threads share them
     found = run_studies(flags) if flags.study else compare.run(flags)
     if flags.json:
-        write_json(flags.json, plain(found))
+        write_text(flags.json, json.dumps(plain(found)))
         print(f"numbers: {flags.json}")
     print(f"{time.time() - began:.0f} s")
 

@@ -18,23 +18,24 @@ from toy.flags import Flags
 from toy.metrics import METRICS, measure
 from toy.policy import Network, Table, dice
 from toy.report import interval, progress, shown, spelled
-from toy.rows import CONTROLS, Row, choose, find_rows, train_row, words
+from toy.rows import CONTROLS, Row, choose, find_rows, train_row
 from toy.world import World, prepare
 
 SEEDS = 40
 TUNING = (0.3, 1.0, 3.0, 10.0)      # times --lr: the learning rates that each row may choose from
 TUNING_SEEDS = 1_000_000    # added to the first seed: no result is reported for the seeds tuned on
 JUDGE = "success_noise_0.1"         # the metric that chooses among them
-TUNED = ("mse", "mse_nearest", "success_noise_0.1", "neighbour_accuracy")   # of the second table
-DRAWN = ("success_noise_0.1", "neighbour_accuracy", "mse_nearest", "mse")
+TUNED = ("mse", "mse_nearest", "success_noise_0.1", "neighbour_accuracy")   # the second table's
 COLUMNS = """\
-MSE           mean squared difference of action probabilities to the optimal policy, a network trained on the optimal actions
+MSE           mean squared difference of action probabilities to the optimal policy,
+              a network trained on the optimal actions
 MSE nearest   the same to the nearest optimal policy, where several actions are equally good
 MSE param.    mean squared difference of the parameters to those of that network
-success       exact chance to reach the goal from the start; "from beside": from a random neighbour of the path;
-              "10 % noise": with every tenth action, on average, replaced by a random one
+success       exact chance to reach the goal from the start; "from beside": from a random
+              neighbour of the path; "10 % noise": with every tenth action, on average,
+              replaced by a random one
 right beside  share of the path's neighbours where the likeliest action is optimal
-cells seen    expected number of different cells in one walk"""  # noqa: E501
+cells seen    expected number of different cells in one walk"""
 
 
 @dataclass
@@ -62,11 +63,7 @@ def run(flags: Flags) -> dict:
     if flags.episodes:
         print(played(world, results, flags.episodes))
 
-    pictures = [draw_maps(world, results, flags), draw_seeds(results, flags),
-                draw_exposure(results, flags)]
-    if flags.animate:
-        pictures.append(animate(world, results, flags))
-    for path in pictures:
+    for path in pictures(world, results, flags):
         print(f"picture: {path}")
     found = {}
     for name, result in results.items():
@@ -79,25 +76,25 @@ def train_all(world: World, names: list[str], flags: Flags) -> dict[str, Result]
     """The initial policy, every method and the controls: at one learning rate, and at their own."""
     others = [TUNING_SEEDS + seed for seed in world.seeds[:20]]
     tuning = prepare(flags.map, others, flags.slippery, flags.base, kind=type(world.base))
-    how = {"steps": flags.steps, "optimizer": flags.optimizer}
+    rates = [factor * flags.lr for factor in TUNING]
     start = Row("base", "sft", f"initial policy ({flags.base})", effort=0)
     nothing = torch.zeros(0, len(world.seeds))
     results = {"base": Result(start, world.base, measure(world, world.base), nothing)}
     for row in progress(find_rows(flags, *names, *CONTROLS), "methods"):
-        policy, off_path = train_row(world, row, lr=flags.lr, **how)
-        measured = measure(world, policy)
-        best = tune(tuning, row, [factor * flags.lr for factor in TUNING], how)
-        tuned = measure(world, train_row(world, row, lr=best, **how)[0])
-        results[row.name] = Result(row, policy, measured, off_path, best, tuned)
+        policy, off_path = train_row(world, row, **flags.training())
+        best = tune(tuning, row, rates, flags)
+        tuned, _ = train_row(world, row, **flags.training() | {"lr": best})
+        results[row.name] = Result(row, policy, measure(world, policy), off_path, best,
+                                   measure(world, tuned))
     return results
 
 
-def tune(world: World, row: Row, rates: list[float], how: dict) -> float:
+def tune(world: World, row: Row, rates: list[float], flags: Flags) -> float:
     """The learning rate with the best success at 10 % noise; one that diverges is out."""
     success = {}
     for lr in rates:
         try:
-            policy, _ = train_row(world, row, lr=lr, **how)
+            policy, _ = train_row(world, row, **flags.training() | {"lr": lr})
         except FloatingPointError:
             continue
         success[lr] = measure(world, policy, JUDGE)[JUDGE].mean().item()
@@ -108,14 +105,14 @@ def tune(world: World, row: Row, rates: list[float], how: dict) -> float:
 
 def tables(results: dict[str, Result], flags: Flags) -> str:
     """The results as text: the fixed learning rate, then each row's own."""
-    sft = results.get("sft")
     fixed, tuned = [], []
-    for result in results.values():
-        reference = None if result is sft else sft
-        fixed.append([result.row.words, *cells(result, reference, "measured", METRICS)])
+    for name, result in results.items():
+        sft = results["sft"] if "sft" in results and name != "sft" else None
+        line = cells(result.measured, sft.measured if sft else None, METRICS)
+        fixed.append([result.row.words, *line])
         if result.tuned:
-            cells_ = cells(result, reference, "tuned", TUNED)
-            tuned.append([result.row.words, f"{result.tuned_lr:g}", *cells_])
+            line = cells(result.tuned, sft.tuned if sft else None, TUNED)
+            tuned.append([result.row.words, f"{result.tuned_lr:g}", *line])
     heads = [f"{metric.head} " for metric in METRICS.values()]
     tuned_heads = [f"{METRICS[name].head} " for name in TUNED]
     return "\n".join([
@@ -127,12 +124,12 @@ def tables(results: dict[str, Result], flags: Flags) -> str:
         table(["", "lr", *tuned_heads], tuned), "", COLUMNS])
 
 
-def cells(result: Result, reference: Result | None, which: str, metrics) -> list[str]:
-    """The cells of one line; `which` numbers: "measured" or "tuned"."""
+def cells(measured: dict, reference: dict | None, metrics) -> list[str]:
+    """The cells of one line, compared to those of the reference if there is one."""
     written = []
     for name in metrics:
-        compared = None if reference is None else getattr(reference, which)[name]
-        written.append(shown(getattr(result, which)[name], compared, METRICS[name].good))
+        other = reference[name] if reference else None
+        written.append(shown(measured[name], other, METRICS[name].good))
     return written
 
 
@@ -166,8 +163,14 @@ def played(world: World, results: dict[str, Result], episodes: int) -> str:
 
 # ------------------------------------------------------------------------------ pictures
 
+def pictures(world: World, results: dict[str, Result], flags: Flags) -> list[Path]:
+    made = [draw_maps(world, results, flags), draw_seeds(results, flags),
+            draw_exposure(results, flags)]
+    return [*made, animate(world, results, flags)] if flags.animate else made
+
+
 def draw_maps(world: World, results: dict[str, Result], flags: Flags) -> Path:
-    """The demonstrations, then every policy on the same map: the mean, or a maze's first seed."""
+    """The demonstrations, then every policy: the mean over seeds, or a maze's first seed."""
     first = world.singles[0]
     same = all(one is first for one in world.singles)
     whose = f"mean of {len(world.seeds)} seeds" if same else f"the maze of seed {world.seeds[0]}"
@@ -193,9 +196,9 @@ def draw_maps(world: World, results: dict[str, Result], flags: Flags) -> Path:
 def draw_seeds(results: dict[str, Result], flags: Flags) -> Path:
     """One panel per metric, one line per row of the table, one dot per seed."""
     rows = {name: result.measured for name, result in results.items() if name != "base"}
-    size = (2.6 * len(DRAWN) + 1.6, 0.36 * len(rows) + 1.3)
-    figure, panels = plt.subplots(1, len(DRAWN), figsize=size, sharey=True)
-    for axes, name in zip(panels, DRAWN, strict=True):
+    size = (2.6 * len(TUNED) + 1.6, 0.36 * len(rows) + 1.3)
+    figure, panels = plt.subplots(1, len(TUNED), figsize=size, sharey=True)
+    for axes, name in zip(panels, TUNED, strict=True):
         line = rows["sft"][name].nanmean() if "sft" in rows else None
         plot.seeds(axes, {row: measured[name] for row, measured in rows.items()}, line)
         metric = METRICS[name]
@@ -218,7 +221,10 @@ def draw_exposure(results: dict[str, Result], flags: Flags) -> Path:
     axes.set(xlabel="training step", ylabel="share of the input off the path", ylim=(0, None))
     axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f} %")
     said = ""
-    guesses = [x.mean(-1) for name, x in deviating.items() if results[name].row.reads == flags.guess]
+    guesses = []
+    for name, off_path in deviating.items():
+        if results[name].row.reads == flags.guess:
+            guesses.append(off_path.mean(-1))
     if guesses:
         first, last = max(x[0] for x in guesses), max(x[-1] for x in guesses)
         said = f": {first:.0%} at first, {100 * last:.1g} % at the end"

@@ -1,4 +1,4 @@
-"""What `python -m toy` can be told, as a dataclass. Its defaults hold for every file of this folder.
+"""What `python -m toy` can be told, as a dataclass; the defaults of every file in this folder.
 
 No torch here: -h answers at once.
 """
@@ -53,7 +53,8 @@ class Flags:
         100, "full-batch training steps; enough for SFT to walk the demonstrated path",
         least=1, most=10_000)
     lr: float = setting(
-        0.01, "learning rate of the main table; a second table gives each method its own", above=0.0)
+        0.01, "learning rate of the main table; a second table gives each method its own",
+        above=0.0)
     optimizer: str = setting(
         "adam", "adam rescales every step, so that even a tiny dose of residual counts; sgd keeps "
         "proportions (try --lr 2)", choices=("adam", "sgd"))
@@ -70,3 +71,7 @@ class Flags:
 
     def all_seeds(self) -> list[int]:
         return list(range(self.first_seed, self.first_seed + self.seeds))
+
+    def training(self) -> dict:
+        """How a row of the table is trained."""
+        return {"steps": self.steps, "lr": self.lr, "optimizer": self.optimizer}

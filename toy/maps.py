@@ -48,7 +48,7 @@ def find(name: str, seed: int = 0, frozen: float = 0.8, size: int = 6) -> tuple[
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise ValueError(f"no map and no file is called {name!r}; {INSTEAD}") from None
-    except ValueError:                          # bytes that are no UTF-8, or a name no file can have
+    except ValueError:                          # not UTF-8, or a name no file can have
         raise ValueError(f"{name!r} is not a text file; a map is a text file of {LETTERS}, "
                          "one row per line") from None
     except OSError as error:

@@ -112,7 +112,7 @@ def walk(walks: list[dict], rows: tuple[str, ...], folder, name: str) -> Path:
 
 
 def grid(n: int, width: float, height: float):
-    """A figure with n panels, five in a line at most, and its panels; the places left stay empty."""
+    """A figure with n panels, at most five in a line, and its panels; places left stay empty."""
     across = min(n, 5)
     down = -(-n // across)
     size = (width * across, height * down)
@@ -159,7 +159,8 @@ def curves(axes, x: Tensor, measured: dict[str, Tensor], legend: str | None = "b
         mean, half = torch.tensor([interval(at) for at in y]).T
         axes.plot(x, mean, color=color_of(name), linewidth=2.2, linestyle=DASHES.get(name, "-"),
                   label=words(name))
-        axes.fill_between(x, mean - half, mean + half, color=color_of(name), alpha=0.15, linewidth=0)
+        axes.fill_between(x, mean - half, mean + half, color=color_of(name), alpha=0.15,
+                          linewidth=0)
     clean(axes)
     if legend:
         axes.legend(frameon=False, fontsize=9, loc=legend)

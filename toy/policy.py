@@ -1,11 +1,11 @@
 """Softmax policies for the lake, and the loop in which a method of minialign trains them.
 
 The same score → weigh → push as for a GPT. `score` gives the log-probs of the actions on
-trajectories, (A, B, T); `weigh` is the method's own; `logit_gradient` and `Table.gradient` carry its
-weights to every parameter, by hand. No loss is written here, and no autograd runs.
+trajectories, (A, B, T); `weigh` is the method's own; `logit_gradient` and `Table.gradient` carry
+its weights to every parameter, by hand. No loss is written here, and no autograd runs.
 
-N policies, one per seed, train side by side. Everything carries a leading N, so they never meet, and
-`counts` tells the method to divide by the examples of one seed.
+N policies, one per seed, train side by side. Everything carries a leading N, so they never meet,
+and `counts` tells the method to divide by the examples of one seed.
 """
 
 from dataclasses import dataclass, replace
@@ -114,7 +114,7 @@ class Network(Table):
     def gradient(self, kept, d_logits):
         x, h = kept
         W2 = self.parameters[2]
-        d_h = d_logits @ W2.mT * (1 - h * h)                            # (N, M, H): tanh' = 1 − tanh²
+        d_h = d_logits @ W2.mT * (1 - h * h)                            # (N, M, H): tanh′ = 1−tanh²
         return [self.d_first(x, d_h), d_h.sum(1, keepdim=True),
                 h.mT @ d_logits, d_logits.sum(1, keepdim=True)]
 
@@ -245,7 +245,7 @@ def with_oracle(lakes: Lake, data: Data, mixed: Tensor) -> tuple[Data, Tensor]:
     return more, torch.cat([here[..., 0], off.sum(2)], -1).flatten(0, 1)
 
 
-# ------------------------------------------------------------------------------ score → weigh → push
+# ----------------------------------------------------------------------- score → weigh → push
 
 def score(logits: Tensor, data: Data, source: Tensor) -> Tensor:
     """Log-probs of the actions taken, (A, N·D, T).
@@ -257,7 +257,7 @@ def score(logits: Tensor, data: Data, source: Tensor) -> Tensor:
 
 
 def logit_gradient(logits: Tensor, data: Data, source: Tensor, weights: Tensor) -> Tensor:
-    """∂loss/∂logits (N, M, 4): the sum, over the actions read there, of weight · (softmax − onehot)."""
+    """∂loss/∂logits (N, M, 4): over the actions read there, Σ weight · (softmax − onehot)."""
     n = torch.arange(len(logits))[:, None, None].expand_as(source)
     pushed = torch.zeros_like(logits)                                   # (N, M, 4)
     pushed.index_put_((n, source, data.actions), weights.view(source.shape), accumulate=True)

@@ -1,4 +1,4 @@
-"""The rows of the table: which method, what its policy reads, how often it is shown. And their training.
+"""The rows of the table: which method, what its policy reads, how often. And their training.
 
 Who gets what follows IFT section 5.3. SFT, IFT and the controls read the optimal trajectory; ASFT,
 DPO, ORPO and the other pairwise methods get the sub-optimal one as the rejected answer; DFT gets
@@ -52,6 +52,7 @@ def find_row(name: str, lam: float, gamma: float = Flags.gamma, guess: str = Fla
 
 
 def find_rows(flags: Flags, *names: str) -> list[Row]:
+    """The rows with these names, as the command line sets them."""
     return [find_row(name, flags.lam, flags.gamma, flags.guess) for name in names]
 
 
@@ -99,5 +100,6 @@ def train_row(
     policy, off_path = train(world.base, world.lakes, data, method, steps=steps, lr=lr,
                              optimizer=optimizer, reads=row.reads, lam=row.lam, watch=watch)
     if not all(p.isfinite().all() for p in policy.parameters):
-        raise FloatingPointError(f"{row.words} diverged at learning rate {lr:g}; give a smaller --lr")
+        raise FloatingPointError(f"{row.words} diverged at learning rate {lr:g}; "
+                                 "give a smaller --lr")
     return policy, off_path

@@ -62,9 +62,9 @@ def prepare(
     map_name: str, seeds: list[int], slippery: bool = False, base: str = "random",
     frozen: float = 0.8, sees: str = "cells", kind=Network,
 ) -> World:
-    """The world of these seeds. Every seed has a maze of its own; any other map is the same for all.
+    """The world of these seeds. Each has a maze of its own; any other map is the same for all.
 
-    `sees`: the policies tell cells apart one by one, or see their "coordinates".
+    `sees`: the policies tell "cells" apart one by one, or see their "coordinates".
     """
     if map_name == "maze":
         singles = [lake.make(find(map_name, seed, frozen), slippery) for seed in seeds]

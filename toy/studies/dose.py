@@ -1,4 +1,4 @@
-"""How much residual? λ from 0 to 1, three ways to sum, Adam against SGD, bad labels and good ones."""
+"""How much residual? λ from 0 to 1, three ways to sum, Adam against SGD, bad and good labels."""
 
 from pathlib import Path
 

@@ -60,11 +60,10 @@ def run(flags: Flags) -> dict:
 def one_place(flags: Flags, place: str, base: str) -> tuple[dict, Tensor]:
     """One kind of lake: prints its table → every number, and label correctness per seed."""
     world = prepare(place, flags.all_seeds(), base=base)
-    correct = torch.tensor([label_correctness(lake) for lake in world.singles], dtype=torch.float64)
+    correct = label_correctness(world.singles)
     found, lines = {}, []
     for row in progress(find_rows(flags, *ROWS), place):
-        policy, off_path = train_row(world, row, steps=flags.steps, lr=flags.lr,
-                                     optimizer=flags.optimizer)
+        policy, off_path = train_row(world, row, **flags.training())
         measured = measure(world, policy, *GAINS, "mse", "success")
         ends = {"off_path_start": off_path[0], "off_path_end": off_path[-1]}
         found[row.name] = measured | ends
@@ -81,20 +80,23 @@ def one_place(flags: Flags, place: str, base: str) -> tuple[dict, Tensor]:
     return found, correct
 
 
-def label_correctness(lake: Lake) -> float:
+def label_correctness(lakes: list[Lake]) -> Tensor:
     """The share of deviated states to which IFT gives a right label; nan if nothing deviates.
 
     Counted over the states beside each demonstrated one to which an action in its predecessor
     could lead, if the goal can be reached from there. The label is right where the demonstration's
     next action is optimal too.
     """
-    right = count = 0.0
-    for (before, _), (here, action) in zip(lake.best, lake.best[1:], strict=False):
-        chance = lake.P[before].sum(0) * lake.solvable                  # (S,): each action once
-        chance[here] = 0
-        right += (chance * lake.optimal[:, action]).sum().item()
-        count += chance.sum().item()
-    return right / count if count else math.nan
+    shares = []
+    for lake in lakes:
+        right = count = 0.0
+        for (before, _), (here, action) in zip(lake.best, lake.best[1:], strict=False):
+            chance = lake.P[before].sum(0) * lake.solvable              # (S,): each action once
+            chance[here] = 0
+            right += (chance * lake.optimal[:, action]).sum().item()
+            count += chance.sum().item()
+        shares.append(right / count if count else math.nan)
+    return torch.tensor(shares, dtype=torch.float64)                    # (N,)
 
 
 def sweep(flags: Flags, frozen: float) -> dict[str, Tensor]:
@@ -102,10 +104,10 @@ def sweep(flags: Flags, frozen: float) -> dict[str, Tensor]:
     world = prepare("maze", flags.all_seeds(), base="noisy", frozen=frozen)
     accuracy = []
     for row in find_rows(flags, "sft", "ift_eq21"):
-        policy, _ = train_row(world, row, steps=flags.steps, lr=flags.lr, optimizer=flags.optimizer)
+        policy, _ = train_row(world, row, **flags.training())
         accuracy.append(measure(world, policy, "neighbour_accuracy")["neighbour_accuracy"])
     sft, ift = accuracy
-    correct = torch.tensor([label_correctness(lake) for lake in world.singles], dtype=torch.float64)
+    correct = label_correctness(world.singles)
     known = ~(correct + ift).isnan()
     return {"label_correctness": correct[known], "gain": (ift - sft)[known]}
 

@@ -52,8 +52,7 @@ def mixed_demonstrations(flags: Flags) -> tuple[dict, Lake]:
         chance[row.name] = {}
         for share, (good, bad) in SHARES.items():
             data = trajectories([[lake.best] * good + [lake.worse] * bad] * flags.seeds)
-            policy, _ = train_row(world, row, steps=steps, lr=flags.lr, optimizer=flags.optimizer,
-                                  data=data)
+            policy, _ = train_row(world, row, data=data, **flags.training() | {"steps": steps})
             chance[row.name][share] = policy.probabilities()[:, start, best]
         lines.append([row.words, *map(shown, chance[row.name].values())])
 
@@ -81,7 +80,7 @@ def unlearning(flags: Flags) -> dict[str, Tensor]:
         def watch(_, policy: Table, chance=chance):
             chance.append(policy.probabilities()[:, start, best])
 
-        train_row(world, row, steps=flags.steps, lr=flags.lr, optimizer=flags.optimizer, watch=watch)
+        train_row(world, row, watch=watch, **flags.training())
         curves[row.name] = torch.stack(chance)
         line = [row.words]
         for step in at:
