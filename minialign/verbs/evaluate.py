@@ -1,0 +1,51 @@
+"""`minialign evaluate`: how good a model is on a file of examples. The marks are evaluate.py's."""
+
+from dataclasses import dataclass
+
+from minialign.evaluate import answer_logps, compare_answers, marks
+from minialign.files import write_json
+from minialign.hf.datafiles import load_examples
+from minialign.settings import setting
+from minialign.verbs.flags import DTYPES
+from minialign.verbs.models import open_model
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Which model, on which examples."""
+
+    model: str = setting(..., "model folder, or small: the small GPT of compare, of seed 0")
+    data: str = setting(..., "JSONL file in any of the formats of train")
+    generate: int = setting(
+        0, "also answer this many prompts greedily, and compare with the wanted answers: exact "
+        "match, BLEU-4, ROUGE-L", least=0)
+    max_new_tokens: int = setting(256, "longest generated answer", least=1, most=10**6)
+    max_len: int | None = setting(
+        None, "longest prompt + answer in tokens, the model's context unless given", least=2)
+    batch: int = setting(16, "prompts at a time", least=1)
+    dtype: str = setting("float32", "the model's numbers", choices=DTYPES)
+    device: str = setting("cpu", "cpu, cuda, cuda:1, …")
+    json: bool = setting(False, "print one JSON object instead of a table")
+
+
+def run(flags: Flags) -> None:
+    """Marks from log-probs, and with --generate from the model's own answers."""
+    model, tokenizer = open_model(flags.model, flags.dtype, flags.device)
+    max_len = min(flags.max_len or model.config.max_len, model.config.max_len)
+    examples, truncated = load_examples(flags.data, tokenizer, max_len)
+    result = marks(*answer_logps(model, examples, flags.batch))
+    result |= {"truncated": truncated, "exact_match": None, "bleu4": None, "rouge_l": None}
+    panel = []
+    if flags.generate:
+        compared, panel = compare_answers(model, tokenizer, examples, flags)
+        result |= compared
+    if flags.json:
+        write_json("-", result)
+        return
+    for name, value in result.items():
+        if value is None:
+            continue
+        number = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+        print(f"{name.replace('_', ' '):26}{number}")
+    for prompt, wanted, generated in panel:
+        print(f"\n── {prompt[-300:]}\nwanted  {wanted[:400]}\nanswer  {generated[:400]}")
