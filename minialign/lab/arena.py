@@ -20,8 +20,8 @@ from minialign.data import Batch, Example, collate
 from minialign.lab import tasks
 from minialign.lab.small import STEPS, base_model, base_path
 from minialign.logps import batch_logps
-from minialign.methods import METHODS, Method
-from minialign.train import Recipe, add_mismatched, add_reference, build_method, fit
+from minialign.methods import METHODS, Method, build_method
+from minialign.train import Recipe, fit
 from minialign.verbs.sample import answers
 
 RECIPE = Recipe(epochs=3, batch=32, micro_batch=32, lr=5e-4, negatives=2)
@@ -175,15 +175,12 @@ def run_job(seed: int, run: Run, cache: Path, ticks) -> dict:
     recipe = replace(run.recipe, seed=seed)
     base, tokenizer, exam, before = start(seed, cache)
     method = method_of(run, N_TRAIN)
-    k = recipe.negatives * (recipe.epochs if method.needs else RECIPE.epochs)       # who looks at none shares the usual draw
+    k = recipe.negatives * (recipe.epochs if method.reads_others else RECIPE.epochs)       # who looks at none shares the usual draw
     pools = None if run.persona is None else draw(seed, cache, run.persona, run.temperature, k)
     examples = fine_tuning_data(tokenizer, seed, run.noise, pools)
     watched = collate([replace(e, answers=e.answers[:3], rewards=None) for e in examples[:N_WATCHED]])
     model = starting_point(run.init, base, examples, recipe)
-    if "kl" in method.needs:
-        add_mismatched(examples)
-    if "reference" in method.needs:
-        add_reference(model, examples, micro_batch=64, progress=False)
+    method.prepare_data(model, examples, progress=False)
     before = before if run.init == "base" else exam.grade(model)
     curve, seconds, infos = [[0, *exam.point(model), *watch(model, watched)]], 0.0, {}
     for record in fit(model, method, examples, recipe):

@@ -86,20 +86,19 @@ class RunFlags:
 RECIPE_SECTION = "the recipe"
 METHOD_SECTION = "hyper-parameters (behind the name of each method that has one, its default)"
 
-# Fields of Recipe whose flag has another name, and those whose default depends on other flags.
+# Where the flags differ from the fields of Recipe: in a name, and in defaults. Unless --clip is
+# given, whether gradients are shortened depends on --inside-backward.
 FLAG_OF = {"negatives": "k"}
-DEPENDENT = ("clip",)
+DEFAULTS = {"lr": 5e-4, "clip": None}
 
 
 def recipe_settings() -> list[tuple[str, type, Field]]:
     """A flag for every field of Recipe: its name, its type, and the dataclass field."""
     made = []
     for f in fields(Recipe):
-        kind, default = f.type, f.default
-        if f.name in DEPENDENT:
-            kind, default = f.type | None, None
+        default = DEFAULTS.get(f.name, f.default)
         declared = setting(default, **f.metadata, section=RECIPE_SECTION)
-        made.append((FLAG_OF.get(f.name, f.name), kind, declared))
+        made.append((FLAG_OF.get(f.name, f.name), f.type | None, declared))
     return made
 
 
@@ -228,7 +227,7 @@ def run(flags: Flags) -> None:
         check_pool(model, examples, flags.negatives)
         stored = read_reference(out / "reference.json", examples)
     method.prepare_data(model, examples, max_len)
-    write_json(out / "config.json", config)
+    write_json(out / "config.json", config, indent=2)
     if "reference" in method.needs and not stored:
         write_reference(out / "reference.json", examples)
 

@@ -18,10 +18,11 @@ from minialign.data import Batch, Example, collate
 from minialign.lab.plot import COLOR
 from minialign.lab.studies import plots
 from minialign.lab.studies.lab import HOLDS, NOT, OPEN, Difference, Findings, Lab
-from minialign.logps import batch_logps, fused_pass
+from minialign.logps import batch_logps
 from minialign.methods import METHODS
 from minialign.model import Config, Transformer
 from minialign.optim import AdamW
+from minialign.train import fused_pass
 
 SHAPE = Config(vocab_size=4096, n_layer=4, n_head=8, d_model=256, d_mlp=688, max_len=256)       # 5 M parameters
 PAIRS, PROMPT, ANSWER, ROUNDS = 2, 32, 32, 15
@@ -67,7 +68,7 @@ def stepper(seed: int, name: str, hyper: dict, reference: str = "") -> Callable[
     torch.manual_seed(seed)
     model = Transformer(SHAPE)
     method, optimizer = METHODS[name](**hyper), AdamW(dict(model.named_parameters()))
-    batch = example_batch(seed, 1 + bool(method.needs))
+    batch = example_batch(seed, 1 + method.reads_others)
     frozen = None
     if reference:
         frozen = Transformer(SHAPE).requires_grad_(False)
@@ -82,7 +83,7 @@ def stepper(seed: int, name: str, hyper: dict, reference: str = "") -> Callable[
         if frozen is not None:
             with torch.no_grad():
                 now = replace(batch, ref_logps=batch_logps(frozen, batch).sum(-1).double())
-        fused_pass(model, method, now)
+        fused_pass(model, method, *method.prepare(model, [now]))
         optimizer.step(1e-5)
 
     return step

@@ -24,10 +24,10 @@ from minialign.lab.studies.lab import (
     by_condition,
     sft_and_control,
 )
-from minialign.logps import batch_logps, fused_pass
+from minialign.logps import batch_logps
 from minialign.methods import METHODS
 from minialign.stats import show
-from minialign.train import fit
+from minialign.train import fit, fused_pass
 
 
 @dataclass
@@ -36,8 +36,11 @@ class RandomGuesses(METHODS["ift"]):
     in the same places, and nothing of the policy's preferences in it.
     """
 
-    def prepare(self, model, batch):
-        rows = super().prepare(model, batch).rows
+    def prepare(self, model, parts):
+        return [self.confuse(part) for part in super().prepare(model, parts)]
+
+    def confuse(self, batch):
+        rows = batch.rows
         tokens, draw = rows.y[batch.mask], torch.Generator().manual_seed(int(batch.index.sum()))
         noise = tokens[torch.randint(len(tokens), rows.y.shape, generator=draw).to(tokens.device)]
         return replace(batch, rows=replace(rows, guesses=torch.where(rows.guesses == rows.y, rows.y, noise)))
@@ -107,7 +110,7 @@ def flat_gradient(model, method, examples) -> torch.Tensor:
 def guessed_right(model, examples) -> list[bool]:
     """Is every token that will be read (all but the last) the greedy guess already?"""
     batch = collate(examples)
-    rows = METHODS["ift"](lam=0.5).prepare(model, batch).rows
+    rows = METHODS["ift"](lam=0.5).prepare(model, [batch])[0].rows
     wrong = (rows.guesses != rows.y) & batch.mask
     wrong[..., :-1] &= batch.mask[..., 1:]                              # the last token is predicted, never read
     wrong[..., -1] = False
