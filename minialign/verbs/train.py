@@ -96,8 +96,11 @@ def recipe_settings() -> list[tuple[str, type, Field]]:
     """A flag for every field of Recipe: its name, its type, and the dataclass field."""
     made = []
     for f in fields(Recipe):
+        how = {**f.metadata, "section": RECIPE_SECTION}
         default = DEFAULTS.get(f.name, f.default)
-        declared = setting(default, **f.metadata, section=RECIPE_SECTION)
+        if default is None and f.default is not None:
+            how["help"] += f"; {f.default:g} unless given"
+        declared = setting(default, **how)
         made.append((FLAG_OF.get(f.name, f.name), f.type | None, declared))
     return made
 
