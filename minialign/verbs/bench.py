@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from minialign.bench import compare
+from minialign.bench import compare, peers
 from minialign.hf.shapes import PRESETS
 from minialign.settings import setting
 from minialign.verbs.flags import TRAIN_DTYPES
@@ -42,7 +42,7 @@ class Flags:
     rounds: int = setting(5, "how often each side takes its turn", least=1)
     against: str | None = setting(
         None, "also time this peer on the same data, in a process of its own",
-        choices=compare.PEERS)
+        choices=peers.NEEDED)
     peer_python: str | None = setting(
         None, "the Python interpreter that has the peer; this one unless given")
     memory_only: bool = setting(

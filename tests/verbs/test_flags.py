@@ -22,8 +22,8 @@ RUN = ["--model", "m", "--data", "d", "--out", "o", "--method", "sft"]
 
 @dataclass(frozen=True)
 class Words:
-    many: list[int] = setting((), "some numbers", positional=True, nargs="*")
     must: str = setting(..., "has to be given")
+    many: list[int] = setting((), "some numbers", positional=True, nargs="*")
     share: float = setting(0.5, "100 % is all of it", above=0, below=1)
     size: int | None = setting(None, "how large", least=2)
     kind: str = setting("a", "which", choices=("a", "b"))
@@ -38,9 +38,9 @@ def parse(*words):
 
 
 def test_a_dataclass_becomes_a_command_line():
-    assert parse() == Words(must="x", many=[])
+    assert parse() == Words("x", many=[])
     given = parse("--share", "0.25", "--size", "3", "--kind", "b", "--off", "--no-unknown")
-    assert given == Words([], "x", 0.25, 3, "b", True, False)
+    assert given == Words("x", [], 0.25, 3, "b", True, False)
 
 
 @pytest.mark.parametrize("words, sentence", [
