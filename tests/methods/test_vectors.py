@@ -1,5 +1,6 @@
-"""Every method against losses and gradients computed elsewhere: by running released code,
-or from the formula where released code fails.
+"""Every method against losses and gradients computed elsewhere.
+
+That is by running released code, or from the formula where released code fails.
 """
 
 import json
@@ -8,24 +9,36 @@ from pathlib import Path
 
 import pytest
 import torch
+from naive import PLAIN
 
 from minialign import METHODS, Batch
+from minialign.data import Counts, Example, collate
+from minialign.methods import build_method
 
 CASES = json.loads((Path(__file__).parent / "vectors.json").read_text())["cases"]
 DESCRIBES_PEERS = {"eps", "norm", "propagation", "vocab", "sign"}
 
 
+def number(x):
+    """JSON has no infinities: vectors.json writes them as strings."""
+    return [number(v) for v in x] if isinstance(x, list) else float(x)
+
+
 def tensor(x):
-    return torch.tensor([[float(v) for v in row] if isinstance(row, list) else float(row) for row in x], dtype=torch.float64)
+    return torch.tensor(number(x), dtype=torch.float64)
 
 
 def close(ours, theirs):
-    theirs = tensor(theirs) if isinstance(theirs, list) else torch.tensor(float(theirs), dtype=torch.float64)
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ours, tensor(theirs), rtol=1e-10, atol=1e-12)
 
 
-def build(case, **extra):
-    return METHODS[case["method"]](**{k: v for k, v in case["hyper"].items() if k not in DESCRIBES_PEERS}, **extra)
+def build(case, n_examples=0):
+    hyper = {k: v for k, v in case["hyper"].items() if k not in DESCRIBES_PEERS}
+    return build_method(case["method"], hyper, n_examples)
+
+
+def test_every_method_of_the_papers_has_vectors():
+    assert {c["method"] for c in CASES} == {name for name in METHODS if name in PLAIN}
 
 
 def answers(sums, lengths):
@@ -61,15 +74,18 @@ def test_pairs(case):
 
     lengths = pair(x.get("len_w", [1] * good), x.get("len_l", [1] * bad), 0)
     logps, mask = answers(pair(x["logp_w"], x["logp_l"], math.nan), lengths)
-    optional = {"kl_logps": "kl_logp", "kl_ref_logps": "kl_ref_logp"}
-    batch = Batch(mask, ref_logps=tensor(pair(x["ref_logp_w"], x["ref_logp_l"], math.nan)) if "ref_logp_w" in x else None,
-                  **{ours: tensor(x[theirs]) for ours, theirs in optional.items() if theirs in x})
+    given = {}
+    if "ref_logp_w" in x:
+        given["ref_logps"] = tensor(pair(x["ref_logp_w"], x["ref_logp_l"], math.nan))
+    if "kl_logp" in x:
+        given["kl_logps"] = tensor(x["kl_logp"])
+        given["kl_ref_logps"] = tensor(x["kl_ref_logp"])
     if case["hyper"].get("sign") == -1:
         pytest.skip("the SimPO table's sign of R-DPO; ours is the paper's")
-    loss, weights, info = build(case).weigh(logps, batch)
+    loss, weights, info = build(case).weigh(logps, Batch(mask, **given))
     close(loss, expected["loss"])
     close(per_answer(weights, mask), pair(expected["g_w"], expected["g_l"], 0.0))
-    if "per_example" in expected and "loss_per_example" in info and case["method"] != "kto":
+    if "per_example" in expected and "loss_per_example" in info:
         close(info["loss_per_example"], expected["per_example"])
 
 
@@ -82,22 +98,34 @@ def test_rankings(case):
     close(per_answer(weights, mask)[:, 0], expected["g"])
 
 
+def by_answer(wanted, negatives):
+    """A list of B, and B lists of K, the numbers of each example's negatives → (A, B) lists."""
+    return [wanted, *map(list, zip(*negatives, strict=True))]
+
+
 @cases("dft_steps")
 def test_discriminative_steps(case):
     method = build(case, n_examples=len(case["inputs"]["log_u_init"]))
     method.log_u.copy_(tensor(case["inputs"]["log_u_init"]))
     for t, step in enumerate(case["inputs"]["steps"]):
-        sums = [step["logp_w"], *zip(*step["logp_l"], strict=True)]                     # (A, B)
-        lengths = [step["len_w"], *zip(*step["len_l"], strict=True)] if "len_w" in step else [[1] * len(step["ids"])] * len(sums)
-        logps, mask = answers([list(s) for s in sums], lengths)
-        ref = tensor([[math.nan] * len(step["ids"]), *[list(r) for r in zip(*step["ref_logp_l"], strict=True)]]) \
-            if "ref_logp_l" in step else None
-        loss, weights, info = method.weigh(logps, Batch(mask, index=torch.tensor(step["ids"]), ref_logps=ref))
+        B = len(step["ids"])
+        sums = by_answer(step["logp_w"], step["logp_l"])                                # (A, B)
+        lengths = [[1] * B for _ in sums]
+        if "len_w" in step:
+            lengths = by_answer(step["len_w"], step["len_l"])
+        logps, mask = answers(sums, lengths)
+        ref_logps = None
+        if "ref_logp_l" in step:
+            ref_logps = tensor(by_answer([math.nan] * B, step["ref_logp_l"]))
+        batch = Batch(mask, index=torch.tensor(step["ids"]), ref_logps=ref_logps)
+        loss, weights, info = method.weigh(logps, batch)
         gradient = per_answer(weights, mask)
         close(gradient[0], case["expected"]["g_w"][t])
         close(gradient[1:].T, case["expected"]["g_l"][t])
         close(method.log_u, case["expected"]["log_u"][t])
-        s = logps.sum(-1)[0] / (mask.sum(-1)[0] if case["method"] == "dft2" else 1)
+        s = logps.sum(-1)[0]
+        if case["method"] == "dft2":
+            s = s / mask.sum(-1)[0]
         objective = (-s + method.tau * method.log_u[step["ids"]]).mean()                # not the peer's surrogate
         torch.testing.assert_close(loss, objective)
 
@@ -114,12 +142,16 @@ def test_token_weights(case):
 
 @cases("logits")
 def test_gradients_at_the_logits(case):
-    """Labels as peers write them (−100 = not trained, shifted by one) → log-probs → weights → weights · (softmax − onehot)."""
+    """Labels as peers write them (−100 = not trained, shifted by one) → log-probs → weights
+    → weights · (softmax − onehot).
+    """
     x, expected = case["inputs"], case["expected"]
     z = torch.tensor(x["logits"], dtype=torch.float64)
-    labels = [x["labels"]] if "labels" in x else [x["labels_w"], x["labels_l"]]
-    labels = torch.tensor(labels)[..., 1:]                                              # (A, B, T)
-    z = z[:, :-1].unflatten(0, labels.shape[:2]) if "labels" not in x else z[None, :, :-1]
+    if "labels" in x:
+        labels = torch.tensor([x["labels"]])[..., 1:]                                   # (1, B, T)
+    else:
+        labels = torch.tensor([x["labels_w"], x["labels_l"]])[..., 1:]                  # (2, B, T)
+    z = z[:, :-1].unflatten(0, labels.shape[:2])                                    # (A, B, T, V)
     mask = labels != -100
     y = labels.clamp(min=0)
     logps = z.log_softmax(-1).gather(-1, y[..., None])[..., 0]
@@ -130,44 +162,53 @@ def test_gradients_at_the_logits(case):
     torch.testing.assert_close(gradient.flatten(0, 1), theirs, rtol=1e-10, atol=1e-12)
 
 
+class Policy:
+    """The peer's tiny policy: it averages the embeddings it has read so far, then an MLP.
+
+    The bias of the output layer matters to the greedy guess. A head has none here, so the bias is
+    folded in as the weights of one more hidden unit that is always 1.
+    """
+
+    def __init__(self, p):
+        self.p = p
+        self.head = torch.cat([p["W2"], p["b2"][None]]).T
+
+    def embed(self, tokens):
+        return self.p["E"][tokens].detach()
+
+    def __call__(self, inputs, positions=None, texts=None):
+        e = inputs if inputs.is_floating_point() else self.embed(inputs)
+        so_far = torch.arange(1, e.shape[1] + 1)[:, None]
+        hidden = torch.tanh(e.cumsum(1) / so_far @ self.p["W1"] + self.p["b1"])
+        return torch.cat([hidden, torch.ones_like(hidden[..., :1])], -1)
+
+
 @cases("model_step")
 def test_a_whole_ift_step_with_a_tiny_policy(case):
-    """The first pass, the mixed embeddings and the weights, through the method's own hooks;
-    the policy averages its inputs, then an MLP.
-    """
+    """The first pass, the mixed embeddings and the weights, through the method's own hooks."""
     x, expected = case["inputs"], case["expected"]
-    p = {name: torch.tensor(value, dtype=torch.float64, requires_grad=True) for name, value in x["params"].items()}
-
-    class Policy:
-        head = p["W2"].T
-
-        def embed(self, tokens):
-            return p["E"][tokens].detach()
-
-        def __call__(self, inputs, positions=None, segments=None):
-            e = inputs if inputs.is_floating_point() else self.embed(inputs)
-            mean = e.cumsum(1) / torch.arange(1, e.shape[1] + 1)[:, None]
-            return torch.tanh(mean @ p["W1"] + p["b1"])
-
-    from minialign.data import Example, collate
+    p = {}
+    for name, value in x["params"].items():
+        p[name] = torch.tensor(value, dtype=torch.float64, requires_grad=True)
     examples = []
     for i, (row, label) in enumerate(zip(x["input_ids"], x["labels"], strict=True)):
         trained = [t for t, y in enumerate(label) if y != -100]
         assert trained == list(range(trained[0], trained[-1] + 1))
         examples.append(Example(i, row[: trained[0]], [row[trained[0] : trained[-1] + 1]]))
-    method, batch = build(case), collate(examples, shared=False)       # the policy averages over rows
-    # The bias of the output layer matters to the greedy guess; a policy with a bare head folds it in as one more hidden unit.
-    model = Policy()
-    one = torch.ones(*batch.rows.tokens.shape, 1, dtype=torch.float64)
-    plain_call = Policy.__call__
-    Policy.__call__ = lambda self, *a, **k: torch.cat([plain_call(self, *a, **k), one], -1)
-    Policy.head = torch.cat([p["W2"], p["b2"][None]]).T
-    batch = method.prepare(model, batch)
-    hidden = model(method.inputs(model, batch)).flatten(0, 1)
-    logits = hidden[batch.rows.source] @ model.head.T                                   # (A, B, T, V)
-    logps = logits.log_softmax(-1).gather(-1, batch.rows.y[..., None])[..., 0]
-    loss, weights, _ = method.weigh(logps.detach(), batch)
-    close(loss.detach(), expected["loss"])
-    (-(weights * logps)[batch.mask].sum()).backward()
+
+    # The policy averages over a whole row, so each example is a part of its own.
+    tokens = sum(len(e.answers[0]) for e in examples)
+    counts = Counts(len(examples), len(examples), tokens)
+    method, model = build(case), Policy(p)
+    parts = method.prepare(model, [collate([e], counts) for e in examples])
+    total = 0.0
+    for part in parts:
+        hidden = model(method.inputs(model, part)).flatten(0, 1)
+        logits = hidden[part.rows.source] @ model.head.T                                # (A, B, T, V)
+        logps = logits.log_softmax(-1).gather(-1, part.rows.y[..., None])[..., 0]
+        loss, weights, _ = method.weigh(logps.detach(), part)
+        (-(weights * logps)[part.mask].sum()).backward(retain_graph=True)
+        total = total + loss
+    close(total, expected["loss"])
     for name in "W1", "b1", "W2", "b2":
         close(p[name].grad, expected[f"g_{name}"])
