@@ -179,7 +179,7 @@ VERBS = {   # verb: arguments, module and function, what it is for
     "sample": (Sample, "verbs.sample:run", "draw a pool of a model's own answers: the negatives of dft and dft2"),
     "evaluate": (Evaluate, "evaluate:run", "log-probs, perplexity, preference accuracy, "
                                            "and answers compared with the wanted ones"),
-    "study": (Study, "lab.studies:main", "one claim of the papers put to the test: a table, a picture, one honest sentence"),
+    "study": (Study, "verbs.study:main", "one claim of the papers put to the test: a table, a picture, one honest sentence"),
     "bench": (Bench, "bench:main", "what the work costs on this machine: beside its floor, and beside TRL and transformers"),
     "generate": (Generate, "verbs.generate:run", "continue one prompt, or hold a conversation"),
 }
