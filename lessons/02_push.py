@@ -2,7 +2,7 @@
 # # 02 · Push
 # **The question:** where does every gradient in this repository come from?
 #
-# No method in `minialign/methods` calls autograd. Each hands back one number per token, and a single line, `push` in
+# No method in `minialign/methods` calls autograd. Each hands back one number per token, and a single line, `logit_gradient` in
 # `minialign/logps.py`, turns these numbers into a gradient. You derive that line here with pencil and paper and check every
 # step. You need the chain rule and lesson 01's log-probs. Ten minutes, seconds of computing.
 #
@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from minialign.data import Batch
-from minialign.logps import push
+from minialign.logps import logit_gradient
 from minialign.methods import METHODS
 
 args = check.options()
@@ -65,7 +65,7 @@ print("differences     ", slope.numpy().round(6), f"  sum {slope.sum().abs():.0e
 #     ∂L/∂z_t = ∂L/∂l_t · ∂l_t/∂z_t = −weights_t · (onehot_t − softmax_t) = weights_t · (softmax_t − onehot_t)
 #
 # A method has only to say what its weights are. Here is ASFT (arXiv 2409.10571) typed as a paper has it, odds and all, and left
-# to autograd; and minialign's, where `weigh` knows no model and `push` no method. Lesson 05 derives these weights.
+# to autograd; and minialign's, where `weigh` knows no model and `logit_gradient` no method. Lesson 05 derives these weights.
 
 # %%
 z = torch.randn(2, 4, 6, dtype=torch.float64).requires_grad_()         # (answers, tokens, vocabulary)
@@ -77,14 +77,14 @@ loss = -p_w.log() - 0.1 * ((p_w / (1 - p_w)).log().sigmoid().log() + (-(p_l / (1
 loss.backward()
 
 same_loss, weights, _ = METHODS["asft"](lam=0.1).weigh(logps.detach()[:, None], Batch(mask=mask[:, None]))
-by_hand = push(z.detach().log_softmax(-1).view(8, 6), y.view(8), weights.reshape(8)).view(2, 4, 6)
+by_hand = logit_gradient(z.detach().log_softmax(-1).view(8, 6), y.view(8), weights.reshape(8)).view(2, 4, 6)
 print(f"loss {float(loss.detach()):.6f} and {float(same_loss):.6f}")
 print("weights, chosen  ", weights[0, 0].numpy().round(4))
 print("weights, rejected", weights[1, 0].numpy().round(4), "  the last two are padding")
 print(f"largest difference to autograd, all {z.numel()} numbers: {float((by_hand - z.grad).abs().max()):.0e}")
 
 # %% [markdown]
-# Autograd kept every intermediate value of the (answers, tokens, vocabulary) block for this; `push` needs the softmax and one
+# Autograd kept every intermediate value of the (answers, tokens, vocabulary) block for this; `logit_gradient` needs the softmax and one
 # number per token. With 128,000 tokens in the vocabulary that is the difference between fitting on a GPU and not: lesson 03.
 #
 # Three things to know. *Released code* of these papers lets autograd do it: same numbers, more memory. *DFT*'s running average
@@ -100,7 +100,7 @@ names = ["1", "9", "2", "8", "5", "7"]
 p = torch.tensor([0.6, 0.35, 0.03, 0.012, 0.007, 0.001], dtype=torch.float64)
 rows = [("1", 1.0), ("9", 1.0), ("9", 0.0), ("1", -1.0), ("7", -1.0)]
 targets = torch.tensor([names.index(token) for token, _ in rows])
-moves = -push(p.log().repeat(len(rows), 1), targets, torch.tensor([w for _, w in rows]))
+moves = -logit_gradient(p.log().repeat(len(rows), 1), targets, torch.tensor([w for _, w in rows]))
 figure, (bars, heat) = plt.subplots(2, 1, figsize=(8.6, 6), sharex=True, height_ratios=[1, 2.6], layout="constrained")
 bars.bar(range(6), p.tolist(), color="#8c8c8c", width=0.6)
 bars.set(ylabel="probability", title="A push moves its token; the others share the opposite, each by its probability")

@@ -18,7 +18,7 @@ import torch
 
 from minialign.lab import plot
 from minialign.lab.studies.cost import Meter
-from minialign.logps import linear_logps, push
+from minialign.logps import linear_logps, logit_gradient
 
 args = check.options()
 torch.manual_seed(0)
@@ -50,7 +50,7 @@ lse = torch.cat([(part @ small_W.T).logsumexp(-1) for part in small_h.split(3)])
 d_h, d_W = [], 0
 for part, targets, kept, w in zip(small_h.split(3), small_y.split(3), lse.split(3), small_w.split(3), strict=True):
     log_p = part @ small_W.T - kept[:, None]                            # (3, V): z again, minus the one number kept
-    d_z = push(log_p, targets, w)
+    d_z = logit_gradient(log_p, targets, w)
     d_h, d_W = [*d_h, d_z @ small_W], d_W + d_z.T @ part
 leaf_h, leaf_W = small_h.clone().requires_grad_(), small_W.clone().requires_grad_()
 (-(small_w * (leaf_h @ leaf_W.T).log_softmax(-1).gather(1, small_y[:, None])[:, 0]).sum()).backward()
@@ -176,7 +176,7 @@ def our_backward(h, W, targets, lse, weights, chunk):
     d_h, d_W = torch.zeros_like(h), torch.zeros_like(W)
     for i in range(0, len(h), chunk):
         part = slice(i, i + chunk)
-        d_z = push(h[part] @ W.T - lse[part, None], targets[part], weights[part])
+        d_z = logit_gradient(h[part] @ W.T - lse[part, None], targets[part], weights[part])
         d_h[part] = d_z @ W
         d_W += d_z.T @ h[part]
     return d_h, d_W

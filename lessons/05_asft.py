@@ -19,9 +19,9 @@ import torch
 from minialign.data import Batch
 from minialign.lab import arena, plot
 from minialign.lab.studies.balance import gradient_ratios
-from minialign.logps import batch_logps
+from minialign.logps import add_reference, batch_logps
 from minialign.methods import METHODS
-from minialign.train import Recipe, add_reference, fit
+from minialign.train import Recipe, fit
 
 args = check.options()
 

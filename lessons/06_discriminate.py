@@ -20,7 +20,7 @@ import torch
 
 from minialign.data import Batch
 from minialign.lab import plot
-from minialign.logps import push
+from minialign.logps import logit_gradient
 from minialign.methods import METHODS
 
 args = check.options()
@@ -71,7 +71,7 @@ every = torch.cat([labels[None], torch.arange(V)[:, None].expand(V, n)])        
 uniform = torch.full((1 + V, n), -math.log(V), dtype=torch.float64)
 exact = one_weigh(METHODS["dft"](tau=1.0, gamma=1.0, n_examples=n), log_p, every, uniform)
 sft = one_weigh(METHODS["sft"](reduction="seq_sum"), log_p, labels[None], None)
-gradient = [push(log_p.expand(y.numel(), -1).clone(), y.flatten(), w.flatten()).sum(0)
+gradient = [logit_gradient(log_p.expand(y.numel(), -1).clone(), y.flatten(), w.flatten()).sum(0)
             for y, w in ((every, exact[1]), (labels[None], sft[1]))]
 print(f"loss: DFT over all answers {exact[0]:.12f}, SFT {sft[0]:.12f}")
 print(f"largest difference of the gradients at the logits {float((gradient[0] - gradient[1]).abs().max()):.0e}")
@@ -124,7 +124,7 @@ def learn(method, seed, start=base, updates=10 if args.fast else 120, lr=0.3):
         log_p = z.log_softmax(0)
         y = torch.cat([labels[None], torch.multinomial(start.exp(), 2 * n, replacement=True, generator=draw).view(2, n)])
         _, weights, info = one_weigh(method, log_p, y, start[y])
-        z = z - lr * push(log_p.expand(y.numel(), -1).clone(), y.flatten(), weights.flatten()).sum(0)
+        z = z - lr * logit_gradient(log_p.expand(y.numel(), -1).clone(), y.flatten(), weights.flatten()).sum(0)
         right.append(float(z.softmax(0)[0]))
         log_u.append(float(info["log_u"].mean()) if "log_u" in info else 0.0)
     return right, log_u

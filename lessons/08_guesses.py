@@ -44,7 +44,8 @@ model, tokenizer = check.base_model(args)
 # %%
 examples = fine_tuning_data(tokenizer, 0, 0.0, None)[: 64 if args.fast else 512]
 ift = METHODS["ift"](lam=0.5)
-batch = ift.prepare(model, collate([replace(e, answers=e.answers[:1], rewards=None) for e in examples]))
+wanted = collate([replace(e, answers=e.answers[:1], rewards=None) for e in examples])
+(batch,) = ift.prepare(model, [wanted])
 rows = batch.rows
 differ = ((rows.guesses != rows.y) & rows.mask)[0]                      # (B, T): where the guess is not the label
 i = int(differ.sum(-1).argmax())

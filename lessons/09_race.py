@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from minialign.lab import plot
 from minialign.lab.arena import LONGEST, RECIPE, Exam, fine_tuning_data, fine_tuning_questions
-from minialign.logps import batch_logps
+from minialign.logps import add_reference, batch_logps
+from minialign.methods import build_method
 from minialign.stats import show
-from minialign.train import add_reference, build_method, fit
+from minialign.train import fit
 from minialign.verbs.sample import answers
 
 args = check.options()

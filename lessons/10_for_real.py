@@ -30,9 +30,10 @@ from minialign.hf.folders import load_model, save_model
 from minialign.hf.shapes import PRESETS
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.lab.plot import clean
-from minialign.logps import batch_logps
+from minialign.logps import add_reference, batch_logps
+from minialign.methods import build_method
 from minialign.model import Config, Transformer
-from minialign.train import Recipe, add_reference, build_method, fit
+from minialign.train import Recipe, fit
 from minialign.verbs.sample import answers
 
 args = check.options(takes_model=True)

@@ -9,9 +9,10 @@ from judge import grade
 from torch import Tensor
 
 from minialign.bench import sheet as memory
+from minialign.logps import add_reference
 from minialign.methods import METHODS
 from minialign.model import Config
-from minialign.train import Recipe, add_reference
+from minialign.train import Recipe
 from toy import lake as lakes
 
 # ---------------------------------------------------------------------------------------------------- 06: discriminate
@@ -170,7 +171,10 @@ BUGS = (
 def planted(examples: list, model) -> dict[str, list[tuple]]:
     """Spoilers! {run: [(healthy method, its examples), (the one with a bug, its examples)]}. Examples have two answers each."""
     class NoShift(METHODS["sft"]):
-        def prepare(self, model, batch):
+        def prepare(self, model, parts):
+            return [self.unshifted(part) for part in parts]
+
+        def unshifted(self, batch):
             source = batch.rows.source.clone()          # the state that has read token t is the one that predicts token t + 1
             source[..., :-1] = torch.where(batch.mask[..., 1:], source[..., 1:], source[..., :-1])
             return replace(batch, rows=replace(batch.rows, source=source))

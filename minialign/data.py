@@ -1,7 +1,11 @@
-"""Example → Batch: the only place that shifts and masks. What turns a JSONL file into examples is jsonl.py.
+"""Example → Batch: the only place that shifts and masks. Reading data files is hf/datafiles.py.
 
-An `Example` is a prompt with its answers, answer 0 the wanted one, as token ids. A `Batch` is what a method weighs, and carries
-in `rows` what the network reads. No padding token, no label −100: a mask says which token is a response token.
+An `Example` is a prompt with its answers as token ids; answer 0 is the wanted one. A `Batch` is
+what a method weighs. Its `rows` are what the network reads. There is no padding token and no label
+−100: a mask says which token is a response token, that is, a token of an answer.
+
+Letters for shapes, here and everywhere: A answers to a prompt, B prompts, T tokens of the longest
+answer.
 """
 
 import math
@@ -10,11 +14,44 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
-# ---------------------------------------------------------------------------------------------------- what a method sees
+# ------------------------------------------------------------------------------------- what is read
+
+
+@dataclass
+class Example:
+    """A prompt and its answers as token ids.
+
+    Answer 0 is the wanted one. An empty list marks an answer that is absent, as in unpaired data.
+    """
+
+    index: int                                      # the example's number in the data set
+    prompt: list[int]
+    answers: list[list[int]]
+    ref_logps: list[float | None] | None = None     # each answer's log-prob under the reference
+    rewards: list[float] | None = None              # one number per answer
+    text: dict = field(default_factory=dict)        # the row of the data file it came from
+
+
+def laid_out(example: Example) -> int:
+    """Tokens the network reads: the prompt once, and every answer less its last token."""
+    return len(example.prompt) + sum(len(answer) - 1 for answer in example.answers if answer)
+
+
+def longest_text(example: Example) -> int:
+    """Tokens that the network reads for the longest of an example's answers, prompt included."""
+    return len(example.prompt) + max(map(len, example.answers)) - 1
+
+
+# ------------------------------------------------------------------------------- what a method sees
+
 
 @dataclass(frozen=True)
 class Counts:
-    """What a mean divides by. Known before anything is computed, so that parts of a batch can be weighed one at a time."""
+    """What a mean divides by.
+
+    The counts of an update are known before anything is computed, so its parts can be weighed one
+    at a time.
+    """
 
     examples: int       # prompts
     answers: int        # answers that are present, wanted or not
@@ -23,134 +60,177 @@ class Counts:
 
 @dataclass
 class Rows:
-    """What the network reads, and where in it the (A, B, T) response tokens are predicted.
+    """What the network reads, and which of its hidden states predicts which response token.
 
-    Either R rows of L tokens, right-padded, prompt and answer on each; or one row of everything there is, each prompt once and
-    nothing padded, and `texts` that say what belongs together.
+    Everything stands on one row, nothing padded: each prompt once, and behind it all its answers.
+    All that a token needs except attention can be computed on that row. Attention needs to know
+    what belongs together: `texts` lists, for every answer, the places of its prompt and of its own
+    tokens.
     """
 
-    tokens: Tensor              # (R, L) int
-    positions: Tensor           # (R, L) int, restarting after the prompt for every answer
-    texts: Tensor | None        # (X, M) int, X texts prompt + answer: which of the R·L tokens; None when every row is a text
-    y: Tensor                   # (A, B, T) int, the response tokens
-    source: Tensor              # (A, B, T) int, which of the R·L hidden states predicts y
-    mask: Tensor                # (A, B, T) bool, where y is a token of an answer
-    guesses: Tensor | None = None   # (A, B, T) int, the policy's own greedy tokens (IFT)
+    tokens: Tensor                  # (1, L) int
+    positions: Tensor              # (1, L) int: each answer goes on counting where its prompt ended
+    texts: Tensor         # (X, M) int: X texts of prompt + answer, places on the row, padded with 0
+    y: Tensor                       # (A, B, T) int: the response tokens
+    source: Tensor               # (A, B, T) int: the place on the row whose hidden state predicts y
+    mask: Tensor                    # (A, B, T) bool: y is a token of an answer
+    guesses: Tensor | None = None   # (A, B, T) int: the policy's greedy tokens, if asked for
 
 
-@dataclass
+@dataclass(init=False)
 class Batch:
-    """B prompts with up to A answers each, T the longest answer. `mask` (A, B, T): this is a token of that answer.
+    """B prompts with up to A answers each.
 
-    An answer whose mask is empty is absent. Everything but the mask is optional; a method that misses something says so.
+    An answer whose mask is empty is absent. Everything but the mask is optional; a method that
+    misses something says so. Numbers that one method alone asks for go by name into `extra`:
+    `Batch(mask, kl_logps=…)` keeps them as `batch.extra["kl_logps"]`.
     """
 
-    mask: Tensor                            # (A, B, T) bool
-    index: Tensor | None = None             # (B,) int, the example's number in the data set
-    ref_logps: Tensor | None = None         # (A, B) summed log-prob of each answer under the frozen reference
-    rewards: Tensor | None = None           # (A, B)
-    kl_logps: Tensor | None = None          # (B',) summed log-probs of mismatched answers, policy and reference (KTO)
-    kl_ref_logps: Tensor | None = None
-    counts: Counts | None = None            # of the whole optimizer batch that this is a part of; None = this is all
-    rows: Rows | None = None
-    kl_rows: Rows | None = None             # the mismatched (prompt, answer) pairs behind kl_logps
+    mask: Tensor                            # (A, B, T) bool: this is a token of that answer
+    index: Tensor                           # (B,) int: the example's number in the data set
+    ref_logps: Tensor | None      # (A, B) summed log-prob of each answer under the frozen reference
+    rewards: Tensor | None                  # (A, B)
+    counts: Counts                          # of the whole update that this is a part of
+    rows: Rows | None                       # what the network reads
+    extra: dict[str, Tensor]                # what a single method needs besides
 
-    def __post_init__(self):
-        if self.mask.dim() != 3 or self.mask.dtype != torch.bool:
-            raise ValueError(f"Batch.mask must be a bool tensor (A, B, T), not {self.mask.dtype} {tuple(self.mask.shape)}")
-        if self.index is None:
-            self.index = torch.arange(self.mask.shape[1], device=self.mask.device)
-        if self.counts is None:
-            self.counts = Counts(self.mask.shape[1], int(self.mask.any(-1).sum()), int(self.mask[0].sum()))
+    def __init__(
+        self,
+        mask: Tensor,
+        index: Tensor | None = None,
+        ref_logps: Tensor | None = None,
+        rewards: Tensor | None = None,
+        counts: Counts | None = None,
+        rows: Rows | None = None,
+        extra: dict[str, Tensor] | None = None,
+        **more: Tensor,
+    ):
+        if mask.dim() != 3 or mask.dtype != torch.bool:
+            found = f"{mask.dtype} {tuple(mask.shape)}"
+            raise ValueError(f"Batch.mask must be a bool tensor (A, B, T), not {found}")
+        if index is None:
+            index = torch.arange(mask.shape[1], device=mask.device)
+        if counts is None:                  # this batch is all there is
+            counts = Counts(mask.shape[1], int(mask.any(-1).sum()), int(mask[0].sum()))
+        self.mask, self.index, self.counts, self.rows = mask, index, counts, rows
+        self.ref_logps, self.rewards = ref_logps, rewards
+        self.extra = {**(extra or {}), **more}
 
     def __len__(self) -> int:
         return self.mask.shape[1]
 
     def part(self, begin: int, end: int) -> "Batch":
-        """Examples begin..end−1 as a batch of their own that still divides by the counts of the whole."""
-        values = {name: getattr(self, name) for name in ("mask", "ref_logps", "rewards")}
-        cut = {name: None if x is None else x[:, begin:end] for name, x in values.items()}
-        return replace(self, **cut, index=self.index[begin:end], rows=None)
+        """Examples begin..end−1 as a batch, which still divides by the counts of the whole."""
+        here = slice(begin, end)
+        cut = {"mask": self.mask[:, here], "index": self.index[here]}
+        if self.ref_logps is not None:
+            cut["ref_logps"] = self.ref_logps[:, here]
+        if self.rewards is not None:
+            cut["rewards"] = self.rewards[:, here]
+        if self.rows is not None:
+            y, source, mask = self.rows.y, self.rows.source, self.rows.mask
+            cut["rows"] = replace(
+                self.rows, y=y[:, here], source=source[:, here], mask=mask[:, here])
+        return replace(self, **cut)
 
     def to(self, device) -> "Batch":
-        moved = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                value = value.to(device)
-            elif isinstance(value, Rows):
-                value = Rows(**{g.name: x if (x := getattr(value, g.name)) is None else x.to(device) for g in fields(value)})
-            moved[f.name] = value
+        """The same batch with all its tensors on `device`."""
+        moved = {f.name: move(getattr(self, f.name), device) for f in fields(self)}
         return Batch(**moved)
 
 
-# ---------------------------------------------------------------------------------------------------- one prompt, its answers
-
-@dataclass
-class Example:
-    """A prompt and its answers as token ids. Answer 0 is the wanted one; an empty list marks an absent answer (unpaired data)."""
-
-    index: int
-    prompt: list[int]
-    answers: list[list[int]]
-    ref_logps: list[float | None] | None = None     # one per answer; None = not known yet
-    rewards: list[float] | None = None      # one per answer
-    kl_answer: list[int] | None = None      # another prompt's answer, for KTO's estimate of the KL divergence
-    kl_ref_logp: float | None = None
-    text: dict = field(default_factory=dict)    # the row it came from
+def move(value, device):
+    """A tensor, or all tensors of a Rows or a dict, on `device`; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: move(x, device) for name, x in value.items()}
+    if isinstance(value, Rows):
+        return Rows(**{f.name: move(getattr(value, f.name), device) for f in fields(value)})
+    return value
 
 
-def collate(examples: list[Example], counts: Counts | None = None, shared: bool = True) -> Batch:
-    """Examples → Batch. `shared`: each prompt once for all its answers and no padding, else one padded row per answer, the plain
-    layout. No log-prob depends on it, and sharing never costs more: attention sees the same texts, all else fewer tokens.
+# ---------------------------------------------------------------------------- from one to the other
 
-    The last token of an answer is predicted but never read, so it is not on the row. The last prompt token predicts the first
-    token of every answer; from then on each answer token predicts the next one.
+
+def collate(examples: list[Example], counts: Counts | None = None) -> Batch:
+    """Examples → Batch. `counts` are those of the whole update, if these examples are part of one.
+
+    ValueError for a prompt without tokens, since nothing would predict the first token of its
+    answers.
     """
     if any(not e.prompt for e in examples):
         raise ValueError("a prompt without tokens: nothing predicts the first token of the answer")
-    A = max(len(e.answers) for e in examples)
-    T = max(len(a) for e in examples for a in e.answers)
-    per_answer = {}
-    for name in "ref_logps", "rewards":
-        lists = [getattr(e, name) for e in examples]
-        if all(x is not None for x in lists):
-            padded = [[math.nan if v is None else v for v in x] + [math.nan] * (A - len(x)) for x in lists]
-            per_answer[name] = torch.tensor(padded, dtype=torch.float64).T.contiguous()     # (A, B)
-    rows = lay_out([(e.prompt, e.answers) for e in examples], A, T, shared)
-    kl = {}
-    if all(e.kl_answer for e in examples):
-        kl["kl_rows"] = lay_out([(e.prompt, [e.kl_answer]) for e in examples], 1, max(len(e.kl_answer) for e in examples), shared)
-        if all(e.kl_ref_logp is not None for e in examples):
-            kl["kl_ref_logps"] = torch.tensor([e.kl_ref_logp for e in examples], dtype=torch.float64)
-    return Batch(rows.mask, torch.tensor([e.index for e in examples]), **per_answer, counts=counts, rows=rows, **kl)
+    rows = lay_out([(e.prompt, e.answers) for e in examples])
+    return Batch(
+        rows.mask,
+        index=torch.tensor([e.index for e in examples]),
+        ref_logps=per_answer([e.ref_logps for e in examples], len(rows.mask)),
+        rewards=per_answer([e.rewards for e in examples], len(rows.mask)),
+        counts=counts,
+        rows=rows,
+    )
 
 
-def lay_out(pairs: list[tuple[list[int], list[list[int]]]], A: int, T: int, shared: bool) -> Rows:
-    """(prompt, answers) of every example → Rows: what stands where, and which hidden state predicts which response token."""
-    tokens, positions, texts = [], [], []                       # flat, and per text the numbers of its tokens
+def per_answer(lists: list[list[float | None] | None], A: int) -> Tensor | None:
+    """A list of numbers per example → (A, B) float64, NaN for none; None if a list is missing.
+
+    Lists longer than A make a longer table, which a method that reads it refuses.
+    """
+    if any(numbers is None for numbers in lists):
+        return None
+    longest = max(map(len, lists))
+    table = torch.full((max(A, longest), len(lists)), math.nan, dtype=torch.float64)
+    for b, numbers in enumerate(lists):
+        for a, number in enumerate(numbers):
+            if number is not None:
+                table[a, b] = number
+    return table
+
+
+def lay_out(pairs: list[tuple[list[int], list[list[int]]]]) -> Rows:
+    """(prompt, answers) of every example → Rows: what stands where, and what predicts what.
+
+    The last token of an answer is predicted but never read, so it is not on the row. The last token
+    of a prompt predicts the first token of every answer. From then on each answer token predicts
+    the next one.
+    """
+    A = max(len(answers) for _, answers in pairs)
+    T = max(len(answer) for _, answers in pairs for answer in answers)
     y = torch.zeros(A, len(pairs), T, dtype=torch.long)
     source = torch.zeros(A, len(pairs), T, dtype=torch.long)
     mask = torch.zeros(A, len(pairs), T, dtype=torch.bool)
-    L = max(len(prompt) + len(answer) - 1 for prompt, answers in pairs for answer in answers if answer)
+
+    tokens: list[int] = []              # the row so far
+    positions: list[int] = []           # and the position of each of its tokens within its text
+    texts: list[list[int]] = []         # per text the places of its tokens on the row
     for b, (prompt, answers) in enumerate(pairs):
-        P, prompt_at = len(prompt), None
+        P = len(prompt)
+        if not any(answers):
+            continue
+
+        # The prompt stands on the row once, whatever the number of its answers.
+        prompt_places = list(range(len(tokens), len(tokens) + P))
+        tokens += prompt
+        positions += range(P)
+
         for a, answer in enumerate(answers):
-            if not answer:
+            if not answer:              # absent
                 continue
-            if prompt_at is None or not shared:
-                prompt_at = range(len(tokens), len(tokens) + P)
-                tokens += prompt
-                positions += range(P)
+
+            # Behind it stands the answer without its last token, which nothing has to read.
             n, begin = len(answer), len(tokens)
             tokens += answer[:-1]
             positions += range(P, P + n - 1)
-            texts.append([*prompt_at, *range(begin, begin + n - 1)])
-            y[a, b, :n], mask[a, b, :n] = torch.tensor(answer), True
-            source[a, b, :n] = torch.tensor(texts[-1][P - 1 :])
-            if not shared:                                      # fill the row up
-                tokens += [0] * (L - P - n + 1)
-                positions += [0] * (L - P - n + 1)
-    R = 1 if shared else len(texts)
-    read = torch.tensor(tokens).view(R, -1), torch.tensor(positions).view(R, -1)
-    return Rows(*read, torch.tensor([text + [0] * (L - len(text)) for text in texts]) if shared else None, y, source, mask)
+            text = prompt_places + list(range(begin, begin + n - 1))
+            texts.append(text)
+
+            # The shift, once and for all: from the prompt's last token on, each place predicts one
+            # response token.
+            y[a, b, :n] = torch.tensor(answer)
+            source[a, b, :n] = torch.tensor(text[P - 1 :])
+            mask[a, b, :n] = True
+
+    longest = max(map(len, texts))
+    padded = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
+    return Rows(torch.tensor([tokens]), torch.tensor([positions]), padded, y, source, mask)

@@ -48,7 +48,9 @@ def can_write(folder=None, file=None) -> None:
 
 def write_tensors(path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
     """{name: tensor} as one safetensors file. OSError, whatever safetensors calls it, if the system refuses."""
-    from safetensors import SafetensorError  # imported here: the rest of this file is for everybody, torch or not
+    from safetensors import (
+        SafetensorError,  # imported here: the rest of this file is for everybody, torch or not
+    )
     from safetensors.torch import save_file
 
     with replacing(path) as unfinished:

@@ -1,20 +1,22 @@
 """A setting: a dataclass field that carries its own explanation and bounds.
 
-A method's hyper-parameters, the recipe of a training run and the flags of every verb are declared with `setting`, once, where
-they are used. `check_settings` holds the values against the bounds; verbs/flags.py turns the same fields into flags. No torch here.
+A method's hyper-parameters, the recipe of a training run and the flags of every verb are declared
+with `setting`, once, where they are used. `check_settings` holds the values against the bounds;
+verbs/flags.py turns the same fields into flags. No torch here.
 """
 
 from dataclasses import MISSING, Field, field, fields
 
 BOUNDS = ("least", "most", "above", "below")
-HUGE = 1e15                     # no setting of ours is larger; a number beyond it is a slip of the finger
+HUGE = 1e15               # no setting of ours is larger; a number beyond it is a slip of the finger
 
 
 def setting(default, help: str, **how):
-    """A dataclass field with its explanation. `default` ... (Ellipsis) means that a value must be given.
+    """A dataclass field with its explanation. The default ... (Ellipsis): a value must be given.
 
-    how: for numbers the bounds `least` and `most` (both included), `above` and `below` (both excluded); for strings `choices`;
-    for the command line alone `metavar`, `nargs`, and `positional=True` for a word that is given without a flag.
+    how: for numbers the bounds `least` and `most` (both included), `above` and `below` (both
+    excluded); for strings `choices`; for the command line alone `metavar`, `nargs`, and
+    `positional=True` for a word that is given without a flag.
     """
     metadata = {"help": help, **how}
     if default is ...:
@@ -23,7 +25,7 @@ def setting(default, help: str, **how):
 
 
 def check_settings(owner) -> None:
-    """ValueError if a setting of this dataclass instance lies outside what was declared for it; None is never checked."""
+    """ValueError if a setting of this dataclass lies outside its bounds; None is never checked."""
     for f in fields(owner):
         value = getattr(owner, f.name, None)
         if value is None or not f.init:
@@ -36,7 +38,7 @@ def check_settings(owner) -> None:
 
 
 def out_of_bounds(f: Field, value) -> str | None:
-    """None for a number within the bounds of its setting, else a sentence that says which numbers are."""
+    """None for a number within the bounds of its setting, else which numbers are."""
     how = f.metadata
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "it must be a number"
@@ -45,7 +47,7 @@ def out_of_bounds(f: Field, value) -> str | None:
         and ("most" not in how or value <= how["most"])
         and ("above" not in how or value > how["above"])
         and ("below" not in how or value < how["below"])
-        and abs(value) < HUGE                                   # false for NaN, as every comparison with it is
+        and (abs(value) < HUGE or value == how.get("most"))         # false for NaN, like all above
     )
     return None if inside else f"it must be a number {bounds_in_words(how)}"
 

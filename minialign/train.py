@@ -1,137 +1,242 @@
-"""The training loop: score → weigh → push → step. `fit` is a generator that yields one log record per update.
+"""Training: score → weigh → push, then the step of the optimizer.
 
-What makes a run survive an interrupt (files, checkpoints, resume) is run.py.
+Every method here sees the model only through the log-probs of tokens that are already in the batch.
+So the whole gradient of its loss is one number per token, weights = −∂loss/∂logps, and three steps
+are all there is:
+
+    score    hidden states → the log-probs of the response tokens
+    weigh    log-probs → the loss and one weight per token: the method, arithmetic by hand
+    push     weights → ∂loss/∂logits = weights · (softmax − onehot) → head and network
+
+`head_pass` is these three steps, `fused_pass` puts the network before and behind them, `gradient`
+adds up the forward passes of one update, and `fit` is the loop over updates. What makes a run
+survive an interrupt (files, checkpoints, resuming) is verbs/train.py.
 """
 
 import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
-from minialign.data import Counts, Example, collate
-from minialign.logps import batch_logps, fused_pass
-from minialign.methods import METHODS, Method
+from minialign.data import Batch, Counts, Example, collate, laid_out, longest_text
+from minialign.logps import CHUNK_ELEMENTS, logit_gradient, score
+from minialign.methods.method import Method
+from minialign.model import wide
 from minialign.optim import AdamW, cosine
+from minialign.settings import check_settings, setting
+
+# ------------------------------------------------------------------------------- score, weigh, push
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How to train, apart from the method. Batches are counted in prompts."""
+def head_pass(states: Tensor, head: Tensor, method: Method, batch: Batch, learn_head: bool = True):
+    """From hidden states to the loss, and back to the gradients of the states and of the head.
 
-    epochs: int = 1
-    batch: int = 32             # prompts per update
-    micro_batch: int = 8        # most prompts per forward pass; changes memory and speed, not the gradient
-    pass_tokens: int | None = None      # most tokens per forward pass, padding included (a longer example goes alone); likewise
-    lr: float = 1e-3
-    warmup: float = 0.1         # share of all updates
-    weight_decay: float = 0.0
-    clip: float = 1.0           # longest gradient that is not shortened
-    beta1: float = 0.9          # AdamW's memory of gradients; 0 makes it RMSprop
-    beta2: float = 0.95         # and of their squares
-    moments: str = "float32"    # in what both are kept
-    inside_backward: bool = False       # update each parameter during the backward pass, and keep no gradient
-    negatives: int | None = None    # negatives per prompt and epoch, taken in turn from the example's pool; None = all of it
-    seed: int = 0
+    states   (L, C) the network's hidden states, detached
+    head     (V, C) the vocabulary head, detached
+    →        loss (), logps (A, B, T), info {name: (B,)}, d_states (L, C), d_head (V, C) or None
 
-    def __post_init__(self):
-        for name, ok in {"epochs": self.epochs > 0, "batch": self.batch > 0, "micro_batch": self.micro_batch > 0,
-                         "lr": self.lr > 0, "warmup": 0 <= self.warmup < 1, "clip": self.clip > 0,
-                         "weight_decay": self.weight_decay >= 0,
-                         "beta1": 0 <= self.beta1 < 1, "beta2": 0 <= self.beta2 < 1,
-                         "pass_tokens": self.pass_tokens is None or self.pass_tokens > 0,
-                         "negatives": self.negatives is None or self.negatives > 0}.items():
-            if not ok:
-                bounds = {"weight_decay": "at least 0"} | dict.fromkeys(("warmup", "beta1", "beta2"), "at least 0 and below 1")
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {bounds.get(name, 'above 0')}")
-        if self.inside_backward and (self.batch > self.micro_batch or self.pass_tokens or self.clip < math.inf):
-            raise ValueError("inside_backward updates in one pass, before the whole gradient is known: micro_batch must be at "
-                             f"least batch ({self.batch}), pass_tokens unset and clip inf")
-
-    def updates(self, n_examples: int) -> int:
-        return self.epochs * math.ceil(n_examples / self.batch)
-
-
-class Diverged(FloatingPointError):
-    """The loss or the gradient is no longer a finite number. The parameters are still those before this update (what a method
-    remembers, DFT's u, has moved on: go back to the last checkpoint).
+    Examples go through a few at a time, so that few logits are ever alive, and nothing is computed
+    twice. This is exact because an example's weights depend on that example alone and on counts
+    known beforehand.
     """
+    parts = split_by_logits(batch, len(head))
+    d_states = torch.zeros_like(states, dtype=wide(states[:0]).dtype)                   # (L, C)
+    d_head = torch.zeros_like(head, dtype=d_states.dtype) if learn_head else None       # (V, C)
+    most = max(int(part.mask.sum()) for part in parts)
+    memory = d_states.new_empty(most, len(head))                            # (most, V)
+    loss, all_logps, infos = 0.0, [], []
+
+    for part in parts:
+        mask = part.mask                                                                # (A, b, T)
+        source, targets = part.rows.source[mask], part.rows.y[mask]                     # (N,), (N,)
+
+        # Score: the log-prob of every response token, and of every token it could have been.
+        h = states[source]                                                              # (N, C)
+        token_logps, log_p = score(h, head, targets, memory[: len(targets)])          # (N,), (N, V)
+        logps = d_states.new_zeros(mask.shape)                                          # (A, b, T)
+        logps[mask] = token_logps
+
+        # Weigh: the method turns them into its loss and one weight per token, by hand.
+        part_loss, weights, info = method.weigh(logps, part)                         # (), (A, b, T)
+
+        # Push: a weight is the whole gradient at its token's logits. Logits are h · headᵀ, so it
+        # goes on
+        # to each of the two factors through the other one; then the logits are forgotten.
+        d_logits = logit_gradient(log_p, targets, weights[mask]).to(head.dtype)         # (N, V)
+        d_states.index_add_(0, source, (d_logits @ head).to(d_states.dtype))
+        if learn_head and d_head.dtype == d_logits.dtype:
+            d_head.addmm_(d_logits.T, h)
+        elif learn_head:
+            d_head += d_logits.T @ h
+
+        loss = loss + part_loss
+        all_logps.append(logps)
+        infos.append(info)
+
+    info = {name: torch.cat([one[name] for one in infos]) for name in infos[0]}         # (B,) each
+    return loss, torch.cat(all_logps, 1), info, d_states, d_head
 
 
-def pick_answers(example: Example, method: Method, epoch: int, negatives: int | None) -> Example:
-    """What a method looks at: the wanted answer alone, or with this epoch's share of the pool, taken in turn and round again."""
-    pool = len(example.answers) - 1
-    if not method.needs:
-        chosen = [0]
-    else:
-        k = min(negatives or pool, pool)
-        chosen = [0] + [1 + (epoch * k + j) % pool for j in range(k)]
-    lists = {name: None if getattr(example, name) is None else [getattr(example, name)[i] for i in chosen]
-             for name in ("answers", "ref_logps", "rewards")}
-    return replace(example, **lists)
+def split_by_logits(batch: Batch, V: int) -> list[Batch]:
+    """Cut a batch into runs of examples with up to CHUNK_ELEMENTS logits; no example is cut."""
+    cuts, held = [0], 0
+    for b, tokens in enumerate(batch.mask.sum((0, 2)).tolist()):
+        held += tokens * V
+        if held > CHUNK_ELEMENTS and b > cuts[-1]:
+            cuts.append(b)
+            held = tokens * V
+    cuts.append(len(batch))
+    return [batch.part(begin, end) for begin, end in zip(cuts, cuts[1:], strict=False)]
 
 
-def batches(examples: list[Example], recipe: Recipe, method: Method, start: int = 0) -> Iterator[tuple[int, list[Example]]]:
-    """(epoch, examples) of every update from number `start` on. Each epoch has its own order, a function of the seed alone."""
-    per_epoch = math.ceil(len(examples) / recipe.batch)
-    for step in range(start, recipe.updates(len(examples))):
-        epoch, i = divmod(step, per_epoch)
-        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(1_000_003 * recipe.seed + epoch)).tolist()
-        chosen = order[i * recipe.batch : (i + 1) * recipe.batch]
-        yield epoch, [pick_answers(examples[j], method, epoch, recipe.negatives) for j in chosen]
+def fused_pass(model, method: Method, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Add the gradient of the method's loss on `batch` to the parameters' `.grad`.
+
+    Returns the loss (), the log-probs (A, B, T), and info, numbers (B,) of every example.
+    """
+    # Forward, one pass for all answers of all prompts: tokens or embeddings → hidden states.
+    rows, head = batch.rows, model.head
+    hidden = model(method.inputs(model, batch), rows.positions, rows.texts)             # (1, L, C)
+
+    # Score, weigh, push, outside of autograd: `states` are numbers without a history.
+    states = hidden.detach().flatten(0, 1)                                              # (L, C)
+    loss, logps, info, d_states, d_head = head_pass(
+        states, head.detach(), method, batch, learn_head=head.requires_grad)
+    if d_head is not None:
+        head.grad = d_head.to(head.dtype) if head.grad is None else head.grad.add_(d_head)
+        del d_head                                # as large as the head; the network needs the room
+
+    # Backward: from ∂loss/∂hidden on, the chain rule is autograd's business.
+    hidden.backward(d_states.view_as(hidden).to(hidden.dtype))
+    return loss, logps, info
 
 
-def passes(examples: list[Example], micro_batch: int, pass_tokens: int | None = None) -> list[list[Example]]:
-    """Cut an update into forward passes of like lengths, of at most so many prompts and tokens: rows × longest row."""
-    parts, longest, rows = [[]], 0, 0
-    for e in sorted(examples, key=row_length):
-        longest, rows = row_length(e), rows + sum(bool(a) for a in e.answers)
-        if parts[-1] and (len(parts[-1]) == micro_batch or (pass_tokens and rows * longest > pass_tokens)):
-            parts.append([])
-            rows = sum(bool(a) for a in e.answers)
-        parts[-1].append(e)
-    return parts
-
-
-def row_length(e: Example) -> int:
-    """Tokens the network reads for an example's longest answer: its last token is only predicted."""
-    return len(e.prompt) + max(map(len, e.answers)) - 1
+# --------------------------------------------------------------------------------------- one update
 
 
 def gradient(model, method: Method, chosen: list[Example], micro_batch: int,
              pass_tokens: int | None = None) -> tuple[float, dict[str, float]]:
-    """Leave the exact gradient of one update's loss in `.grad`, however many forward passes it takes; returns loss and mean info.
+    """Leave the exact gradient of one update's loss in `.grad`, in however many forward passes.
 
-    Every micro-batch divides by the counts of the whole update, so the parts add up and nothing is rescaled.
+    Returns the loss and the mean of the method's own numbers. Every pass divides by the counts of
+    the whole update, so the passes add up, and nothing has to be rescaled.
     """
-    answers, tokens = sum(bool(a) for e in chosen for a in e.answers), sum(len(e.answers[0]) for e in chosen)
-    counts = Counts(len(chosen), answers, tokens)
-    parts = [collate(part, counts).to(model.head.device)
-             for part in passes(chosen, micro_batch, pass_tokens)]
-    if "kl" in method.needs:                    # KTO's reference point is the drift over the whole update
-        with torch.no_grad():
-            drift = {"kl_logps": torch.cat([batch_logps(model, part, part.kl_rows).sum((0, 2)) for part in parts]),
-                     "kl_ref_logps": torch.cat([part.kl_ref_logps for part in parts])}
-        parts = [replace(part, **drift) for part in parts]
+    answers = sum(bool(answer) for e in chosen for answer in e.answers)
+    counts = Counts(len(chosen), answers, sum(len(e.answers[0]) for e in chosen))
+    parts = []
+    for examples in passes(chosen, micro_batch, pass_tokens):
+        parts.append(collate(examples, counts).to(model.head.device))
+
+    # What must be asked of the policy first: IFT's guesses, KTO's drift. Most methods ask nothing.
+    parts = method.prepare(model, parts)
+
     loss, sums = 0.0, {}
     for part in parts:
         part_loss, _, info = fused_pass(model, method, part)
         loss += float(part_loss)
         for name, values in info.items():
             sums[name] = sums.get(name, 0.0) + float(values.sum())
-    return loss, {name: total / len(chosen) for name, total in sums.items() if name != "loss_per_example"}
+    sums.pop("loss_per_example", None)                      # its mean is the loss itself
+    return loss, {name: total / len(chosen) for name, total in sums.items()}
 
 
-def fit(model, method: Method, examples: list[Example], recipe: Recipe, optimizer: AdamW | None = None,
-        start: int = 0) -> Iterator[dict]:
-    """Train; after every update yields {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds",
-    and the method's own numbers}.
+def passes(
+    examples: list[Example], micro_batch: int, pass_tokens: int | None = None
+) -> list[list[Example]]:
+    """Cut an update into forward passes over texts of like lengths.
 
-    `optimizer` and `start` continue an interrupted run. Diverged is raised before an update that would spoil the parameters
-    (with inside_backward right after it: then only a checkpoint is good).
+    A pass has at most `micro_batch` prompts. It reads at most `pass_tokens` tokens, each prompt
+    once for all its answers; an example that is longer goes alone.
+    """
+    parts, held = [], 0
+    for e in sorted(examples, key=longest_text):
+        tokens = laid_out(e)
+        full = not parts or len(parts[-1]) == micro_batch
+        if full or (pass_tokens is not None and held + tokens > pass_tokens):
+            parts.append([])
+            held = 0
+        parts[-1].append(e)
+        held += tokens
+    return parts
+
+
+# ----------------------------------------------------------------------------------------- the loop
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train, apart from the method. ValueError for what makes no sense."""
+
+    epochs: int = setting(1, "passes over the data", least=1)
+    batch: int = setting(32, "prompts per update", least=1)
+    micro_batch: int = setting(
+        8, "most prompts per forward pass: fewer need less memory, the result is the same", least=1)
+    pass_tokens: int | None = setting(
+        None, "most tokens per forward pass, each prompt counted once: short examples then "
+              "go in larger passes than long ones, up to the micro batch", least=1)
+    lr: float = setting(
+        1e-3, "peak learning rate; 5e-7 to 2e-6 for a 7 B model, around 5e-4 for a tiny one",
+        above=0)
+    warmup: float = setting(
+        0.1, "share of the updates in which the learning rate rises; then it falls along a cosine "
+             "to 0", least=0, below=1)
+    weight_decay: float = setting(0.0, "decoupled weight decay on matrices", least=0)
+    clip: float = setting(
+        1.0, "gradients longer than this are shortened to it", above=0, most=math.inf)
+    beta1: float = setting(
+        0.9, "AdamW's memory of gradients; 0 makes it RMSprop, and saves that memory",
+        least=0, below=1)
+    beta2: float = setting(0.95, "AdamW's memory of their squares", least=0, below=1)
+    moments: str = setting(
+        "float32", "in what AdamW keeps both; bfloat16 halves their memory",
+        choices=("float32", "bfloat16"))
+    inside_backward: bool = setting(
+        False, "update each parameter as soon as its gradient is there and keep no gradient: an "
+               "update is then one pass, and not clipped")
+    negatives: int | None = setting(
+        None, "negatives per prompt and epoch, taken in turn from the example's pool; all of them "
+              "unless given", least=1)
+    seed: int = setting(0, "order of the data, and all else that is drawn", least=0, most=10**9)
+
+    def __post_init__(self):
+        check_settings(self)
+        in_one_pass = self.batch <= self.micro_batch and self.pass_tokens is None
+        if self.inside_backward and not (in_one_pass and self.clip == math.inf):
+            raise ValueError(
+                "inside_backward updates in one pass, before the whole gradient is known: "
+                f"micro_batch must be at least batch ({self.batch}), pass_tokens unset, clip inf")
+
+    def updates(self, n_examples: int) -> int:
+        """Updates that a run over so many examples takes."""
+        return self.epochs * math.ceil(n_examples / self.batch)
+
+
+class Diverged(FloatingPointError):
+    """The loss or the gradient is no longer a finite number.
+
+    The parameters are still those before this update. What a method remembers, DFT's u, has moved
+    on: go back to the last checkpoint.
+    """
+
+
+def fit(
+    model,
+    method: Method,
+    examples: list[Example],
+    recipe: Recipe,
+    optimizer: AdamW | None = None,
+    start: int = 0,
+) -> Iterator[dict]:
+    """Train; a generator that yields one record after every update.
+
+    A record is {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds", and the
+    method's own numbers}. `optimizer` and `start` continue an interrupted run. Diverged is raised
+    before an update that would spoil the parameters (with inside_backward right after it: then only
+    a checkpoint is good).
     """
     optimizer = optimizer or build_optimizer(model, recipe)
     updates = recipe.updates(len(examples))
@@ -139,62 +244,79 @@ def fit(model, method: Method, examples: list[Example], recipe: Recipe, optimize
     for step, (epoch, chosen) in enumerate(batches(examples, recipe, method, start), start=start):
         began = time.perf_counter()
         lr = recipe.lr * cosine(step, updates, warmup)
-        with optimizer.inside_backward(lr) if recipe.inside_backward else nullcontext() as norms:
+
+        # The gradient of the whole update. With inside_backward the parameters move while it is
+        # computed.
+        with optimizer.inside_backward(lr) if recipe.inside_backward else nullcontext() as lengths:
             loss, info = gradient(model, method, chosen, recipe.micro_batch, recipe.pass_tokens)
-        norm = float(torch.stack(norms).norm() if recipe.inside_backward else optimizer.gradient_norm())
+        if recipe.inside_backward:
+            norm = float(torch.stack(lengths).norm())
+        else:
+            norm = float(optimizer.gradient_norm())
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            hint = "a lower learning rate may help" if step else "the model or the data are at fault, or their dtype"
-            raise Diverged(f"update {step + 1}: loss {loss}, gradient norm {norm} ({hint}); examples {[e.index for e in chosen]}")
+            hint = "the model or the data are at fault, or their dtype"
+            if step > 0:
+                hint = "a lower learning rate may help"
+            raise Diverged(f"update {step + 1}: loss {loss}, gradient norm {norm} ({hint}); "
+                           f"examples {[e.index for e in chosen]}")
+
+        # The step of the optimizer, with gradients that are too long shortened.
         if not recipe.inside_backward:
             optimizer.step(lr, min(1.0, recipe.clip / (norm + 1e-12)))
-        yield {"step": step + 1, "epoch": epoch, "loss": loss, "lr": lr, "gradient_norm": norm,
-               "tokens": sum(len(a) for e in chosen for a in e.answers), "seconds": time.perf_counter() - began, **info}
+
+        yield {
+            "step": step + 1,
+            "epoch": epoch,
+            "loss": loss,
+            "lr": lr,
+            "gradient_norm": norm,
+            "tokens": sum(len(answer) for e in chosen for answer in e.answers),
+            "seconds": time.perf_counter() - began,
+            **info,
+        }
 
 
 def build_optimizer(model, recipe: Recipe) -> AdamW:
-    return AdamW(dict(model.named_parameters()), (recipe.beta1, recipe.beta2), weight_decay=recipe.weight_decay,
-                 seed=recipe.seed, moments=getattr(torch, recipe.moments))
+    """AdamW over the model's trainable parameters, as the recipe wants it."""
+    return AdamW(
+        dict(model.named_parameters()),
+        betas=(recipe.beta1, recipe.beta2),
+        weight_decay=recipe.weight_decay,
+        seed=recipe.seed,
+        moments=getattr(torch, recipe.moments),
+    )
 
 
-@torch.no_grad()
-def add_reference(model, examples: list[Example], micro_batch: int = 16, progress: bool = True) -> None:
-    """Fill in the summed log-probs of all answers under the model as it is now: the frozen reference, needed only once.
+def batches(
+    examples: list[Example], recipe: Recipe, method: Method, start: int = 0
+) -> Iterator[tuple[int, list[Example]]]:
+    """(epoch, examples) of every update from number `start` on.
 
-    What is known already, from the file of a pool, stays.
+    Each epoch has an order of its own, which is a function of the seed alone.
     """
-    todo = [e for e in examples if e.ref_logps is None or None in e.ref_logps or (e.kl_answer and e.kl_ref_logp is None)]
-    for i in tqdm(range(0, len(todo), micro_batch), desc="reference", disable=not progress, leave=False):
-        part = todo[i : i + micro_batch]
-        known = [e.ref_logps or [None] * len(e.answers) for e in part]
-        asked = [replace(e, answers=[a if l is None else [] for a, l in zip(e.answers, ls, strict=True)], ref_logps=None)
-                 for e, ls in zip(part, known, strict=True)]
-        batch = collate(asked).to(model.head.device)
-        sums = batch_logps(model, batch).sum(-1).double()                       # (A, B)
-        mismatched = [None] * len(part)
-        if batch.kl_rows is not None:
-            mismatched = batch_logps(model, batch, batch.kl_rows).sum((0, 2)).tolist()
-        for b, (e, old) in enumerate(zip(part, known, strict=True)):
-            e.ref_logps = [new if l is None else l for l, new in zip(old, sums[: len(old), b].tolist(), strict=True)]
-            e.kl_ref_logp = mismatched[b]
+    per_epoch = math.ceil(len(examples) / recipe.batch)
+    for step in range(start, recipe.updates(len(examples))):
+        epoch, i = divmod(step, per_epoch)
+        draw = torch.Generator().manual_seed(1_000_003 * recipe.seed + epoch)
+        order = torch.randperm(len(examples), generator=draw).tolist()
+        chosen = order[i * recipe.batch : (i + 1) * recipe.batch]
+        yield epoch, [pick_answers(examples[j], method, epoch, recipe.negatives) for j in chosen]
 
 
-def add_mismatched(examples: list[Example], max_len: int | None = None) -> None:
-    """Give every prompt the first answer of the next example, cut to max_len with it: what KTO estimates the drift on."""
-    if len(examples) < 2:
-        raise ValueError("kto judges answers against the drift on other prompts' answers; it needs at least two examples")
-    for e, other in zip(examples, examples[1:] + examples[:1], strict=True):
-        answer = next(answer for answer in other.answers if answer)
-        e.kl_answer = answer if max_len is None else answer[: max(1, max_len - len(e.prompt))]
+def pick_answers(example: Example, method: Method, epoch: int, negatives: int | None) -> Example:
+    """The answers that a method looks at in this epoch.
 
-
-def build_method(name: str, hyper: dict, n_examples: int) -> Method:
-    """METHODS[name] with the hyper-parameters given, the size of the data set where it wants one.
-
-    ValueError names the ones it does have.
+    That is the wanted one alone, or with it the epoch's share of the pool, taken in turn and round
+    again.
     """
-    known = {f.name for f in fields(METHODS[name]) if f.init}
-    if unknown := set(hyper) - known:
-        has = ", ".join(f"--{k.replace('_', '-')}" for k in sorted(known - {"n_examples"})) or "none"
-        flags = ", ".join(f"--{k.replace('_', '-')}" for k in sorted(unknown))
-        raise ValueError(f"{name} has no {flags}; its hyper-parameters: {has}")
-    return METHODS[name](**hyper, **({"n_examples": n_examples} if "n_examples" in known else {}))
+    pool = len(example.answers) - 1
+    chosen = [0]
+    if method.reads_others:
+        k = min(negatives or pool, pool)
+        chosen += [1 + (epoch * k + j) % pool for j in range(k)]
+    picked = {"answers": [example.answers[i] for i in chosen]}
+    if example.ref_logps is not None:
+        picked["ref_logps"] = [example.ref_logps[i] for i in chosen]
+    if example.rewards is not None:
+        picked["rewards"] = [example.rewards[i] for i in chosen]
+    return replace(example, **picked)

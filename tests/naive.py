@@ -199,7 +199,7 @@ def plain(name, method, logps, batch):
             row.append(len(x) and SimpleNamespace(tokens=x, l=x.sum(), n=len(x), a=x.mean(), p=x.mean().exp(), ref=ref,
                                                   r=x.sum() - ref, reward=float(reward)))
         examples.append(row)
-    return PLAIN[name](method, examples, SimpleNamespace(kl=batch.kl_logps - batch.kl_ref_logps))
+    return PLAIN[name](method, examples, SimpleNamespace(kl=batch.extra["kl_logps"] - batch.extra["kl_ref_logps"]))
 
 
 def agree_with_autograd(weigh, objective, logps, batch):

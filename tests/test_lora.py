@@ -8,7 +8,14 @@ from conftest import tiny_model
 
 from minialign import METHODS
 from minialign.hf.folders import save_model
-from minialign.hf.lora import TARGETS, adapted_layers, add_adapters, load_adapters, merge, save_adapters
+from minialign.hf.lora import (
+    TARGETS,
+    adapted_layers,
+    add_adapters,
+    load_adapters,
+    merge,
+    save_adapters,
+)
 from minialign.train import Recipe, fit
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5]])

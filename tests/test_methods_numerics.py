@@ -9,14 +9,16 @@ from decimal import Decimal, localcontext
 
 import pytest
 import torch
+from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import build, close, make_batch, tensor
 
 from minialign import Batch
-from minialign.data import collate
-from minialign.logps import batch_logps, fused_pass
+from minialign.data import Example, collate
+from minialign.logps import batch_logps
 from minialign.methods.method import log1mexp
+from minialign.train import fused_pass
 
 
 def exact(name, a_w, a_l, lam):
@@ -155,21 +157,26 @@ def test_rdpo_trusts_a_longer_wanted_answer_less():
 
 def test_kto_holds_its_reference_point_fixed_and_counts_rows_of_zero_drift():
     logps, batch = make_batch(unpaired=True)
-    batch.kl_logps = tensor(-1, -2, -2, -2).requires_grad_()
-    batch.kl_ref_logps = tensor(-5, -2, -2, -2)
+    drift = {"kl_logps": tensor(-1, -2, -2, -2).requires_grad_(), "kl_ref_logps": tensor(-5, -2, -2, -2)}
+    batch = replace(batch, **drift)
     loss, weights, info = build("kto").weigh(logps, batch)
     assert not weights.requires_grad and not loss.requires_grad and not info["kl"].requires_grad
     close(info["kl"], tensor(1, 1, 1))
-    likelier = replace(batch, kl_ref_logps=0 * batch.kl_ref_logps)
+    likelier = replace(batch, kl_ref_logps=0 * drift["kl_ref_logps"])
     close(build("kto").weigh(logps, likelier)[2]["kl"], tensor(0, 0, 0))                # never below 0
 
 
 def test_kto_reads_the_drift_of_mismatched_answers_off_the_policy(model, examples):
-    answers = [[30, 31, 32, 33, 34, 35], [11], [5, 6, 7]]
-    examples = [replace(e, kl_answer=y, kl_ref_logp=-30.0) for e, y in zip(examples, answers, strict=True)]
-    batch = build("kto").prepare(model, collate(examples))
-    alone = [batch_logps(model, collate([replace(e, answers=[e.kl_answer], ref_logps=None)])).sum() for e in examples]
-    close(batch.kl_logps, torch.stack(alone).detach())
-    assert not batch.kl_logps.requires_grad and build("kto").prepare(model, batch) is batch
-    drift = (batch.kl_logps - batch.kl_ref_logps).mean().clamp(min=0)
-    close(fused_pass(model, build("kto"), collate(examples))[2]["kl"], drift.expand(3))
+    """Another prompt's wanted answer; the drift of all parts of the update is one number."""
+    method, reference = build("kto"), tiny_model(seed=3)
+    method.prepare_data(reference, examples, progress=False)
+    parts = method.prepare(model, [collate(examples[:2]), collate(examples[2:])])
+    answers = [examples[1].answers[0], examples[2].answers[0], examples[0].answers[0]]
+    alone = [collate([Example(0, e.prompt, [y])]) for e, y in zip(examples, answers, strict=True)]
+    policy, before = (torch.stack([batch_logps(m, one).sum() for one in alone]).detach() for m in (model, reference))
+    drift = (policy - before).mean().clamp(min=0)
+    for part in parts:
+        close(part.extra["kl_logps"], policy)
+        close(part.extra["kl_ref_logps"], before)
+        assert not part.extra["kl_logps"].requires_grad
+        close(fused_pass(model, method, part)[2]["kl"], drift.expand(len(part)))

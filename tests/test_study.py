@@ -214,7 +214,7 @@ def test_the_floor_has_no_memory_and_the_memory_no_floor():
 def test_random_guesses_stand_where_the_policy_was_wrong_and_nowhere_else():
     model = tiny_model()
     batch = collate([Example(i, [1, 2, 3], [[4 + i, 5, 6, 7]]) for i in range(6)])
-    own, noise = (method(lam=0.5).prepare(model, batch).rows.guesses for method in (METHODS["ift"], ift.RandomGuesses))
+    own, noise = (method(lam=0.5).prepare(model, [batch])[0].rows.guesses for method in (METHODS["ift"], ift.RandomGuesses))
     right = (own == batch.rows.y) & batch.mask
     assert (noise[right] == batch.rows.y[right]).all()
     assert torch.isin(noise[batch.mask], batch.rows.y[batch.mask]).all()
@@ -226,7 +226,7 @@ def test_sft_and_ift_have_one_gradient_where_the_guess_is_the_label():
     prompt = [1, 2, 3]
     batch = collate([Example(0, prompt, [[4, 4, 4, 4]])])
     for _ in range(4):                          # answer as the policy would, one token after the other
-        answer = method.prepare(model, batch).rows.guesses[0, 0].tolist()
+        answer = method.prepare(model, [batch])[0].rows.guesses[0, 0].tolist()
         batch = collate([Example(0, prompt, [answer])])
     right, wrong = Example(0, prompt, [answer]), Example(0, prompt, [[(t + 1) % 50 for t in answer]])
     assert ift.guessed_right(model, [right, wrong]) == [True, False]

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from minialign.data import Example, collate
+from minialign.data import Example, collate, longest_text
 from minialign.hf import lora
 from minialign.logps import CHUNK_ELEMENTS
 from minialign.model import Config, Transformer
-from minialign.train import Recipe, passes, row_length
+from minialign.train import Recipe, passes
 
 GIB = 2**30
 
@@ -43,7 +43,7 @@ class Adapters:
 
 def load_of(examples: list[Example], recipe: Recipe) -> Load:
     """The worst these examples can do: the longest of them together in one pass, and the one with the most response tokens."""
-    longest = sorted(examples, key=row_length)[-recipe.micro_batch :]
+    longest = sorted(examples, key=longest_text)[-recipe.micro_batch :]
     rows = [collate(part).rows for part in passes(longest, recipe.micro_batch, recipe.pass_tokens)]
     largest = [max(x) for x in zip(*((r.tokens.numel(), r.texts.numel(), int(r.mask.sum())) for r in rows), strict=True)]
     return Load(*largest, max(sum(map(len, e.answers)) for e in examples))

@@ -18,16 +18,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from minialign.bench import counts, memory
+from minialign.bench import counts
+from minialign.bench import sheet as memory
 from minialign.data import Batch, Example, collate
 from minialign.hf.families import config_to_hf
 from minialign.hf.folders import check_device, load_model, read_config, save_model
 from minialign.hf.shapes import PRESETS
 from minialign.hf.tokenizer import byte_tokenizer
-from minialign.logps import head_pass, parts
-from minialign.methods import METHODS, Method
+from minialign.methods import METHODS, Method, build_method
 from minialign.model import Config, Transformer, wide
-from minialign.train import Recipe, add_mismatched, add_reference, build_method, fit
+from minialign.train import Recipe, fit, head_pass, split_by_logits
 
 
 @dataclass
@@ -84,7 +84,7 @@ def head(spec: dict) -> Task:
     if "reference" in method.needs:
         batch.ref_logps = torch.full(batch.mask.shape[:2], -100.0)
 
-    cuts = [int(batch.mask[:, begin:end].sum()) for begin, end in parts(batch, len(weight))]        # the runs ours works in
+    cuts = [int(part.mask.sum()) for part in split_by_logits(batch, len(weight))]        # the runs ours works in
     buffers = []
 
     def three_matmuls() -> float:
@@ -122,10 +122,7 @@ def step(spec: dict) -> Task:
     memory.check_fits(held, spec["device"], "--lean, --batch, --len, --dtype bfloat16, or a smaller --preset")
     model, method = build(spec), method_of(spec)
     model.recompute = spec["lean"]
-    if "kl" in method.needs:
-        add_mismatched(examples)
-    if "reference" in method.needs:
-        add_reference(model, examples, progress=False)
+    method.prepare_data(model, examples, progress=False)
     updates = fit(model, method, examples, recipe)
     (prompt, answers), batch = spec["examples"][0], len(examples)
     flops = counts.step_flops(config, spec["method"], batch, len(prompt), len(answers[0]), len(answers))

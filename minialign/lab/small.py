@@ -20,9 +20,10 @@ from minialign.data import collate
 from minialign.files import write_tensors
 from minialign.hf.tokenizer import Tokenizer, byte_tokenizer
 from minialign.lab import tasks
-from minialign.logps import fused_pass
 from minialign.methods import METHODS
 from minialign.model import Transformer
+from minialign.train import fused_pass
+from minialign.train import fused_pass
 
 STEPS, BATCH, LR, WARMUP = 1000, 64, 3e-3, 50
 CACHE = Path("out") / "cache"

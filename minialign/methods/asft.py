@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from minialign.methods.method import Method, below_one, log1mexp, share_of_negatives, spread, sums_and_lengths
+from minialign.methods.method import (
+    Method,
+    below_one,
+    log1mexp,
+    share_of_negatives,
+    spread,
+    sums_and_lengths,
+)
 
 
 @dataclass
@@ -27,6 +34,7 @@ class ASFT(Method):
     """
 
     needs = ("rejected",)
+    reads_others = True
     lam: float = 0.1
     beta_odds: float = 1.0
 

@@ -30,6 +30,7 @@ class DFT(Method):
     """
 
     needs = ("negatives", "reference")
+    reads_others = True
     tau: float = 1.0
     gamma: float = 0.95
     n_examples: int = 1

@@ -52,9 +52,15 @@ class IFT(Method):
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma is {self.gamma}; it must lie in [0, 1], 0 = no propagation")
 
-    def prepare(self, model, batch):
+    forwards = 2
+
+    def prepare(self, model, parts):
         if self.lam == 0:
-            return batch
+            return parts
+        return [self.ask(model, part) for part in parts]
+
+    def ask(self, model, batch):
+        """The batch with the policy's greedy guess at every response token."""
         with torch.no_grad():
             hidden = model(batch.rows.tokens, batch.rows.positions, batch.rows.texts).flatten(0, 1)      # (R·L, C)
             guesses = batch.rows.y.clone()                                                                  # (A, B, T)

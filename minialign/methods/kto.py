@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from minialign.logps import batch_logps
+from minialign.data import Example, collate
+from minialign.logps import add_reference, batch_logps
 from minialign.methods.method import Method, reference, spread, sums_and_lengths
 
 
@@ -24,24 +25,42 @@ class KTO(Method):
                out of the mean. With K bad answers per good one, λ_D between K and 1.5 K balances them (DFT paper).
     """
 
-    needs = ("reference", "kl")
+    needs = ("reference",)
+    reads_others = True
+    allows_unpaired = True
     beta: float = 0.1
     lambda_d: float = 1.0
     lambda_u: float = 1.0
 
-    def prepare(self, model, batch):
-        if batch.kl_logps is not None or batch.kl_rows is None:
-            return batch
-        with torch.no_grad():
-            return replace(batch, kl_logps=batch_logps(model, batch, batch.kl_rows).sum((0, 2)))        # (B',)
+    def prepare_data(self, model, examples, max_len=None, progress=True):
+        super().prepare_data(model, examples, max_len, progress)
+        if len(examples) < 2:
+            raise ValueError("kto judges answers against the drift on other prompts' answers; it needs at least two examples")
+        self.mismatched = {}
+        for e, other in zip(examples, examples[1:] + examples[:1], strict=True):
+            answer = next(answer for answer in other.answers if answer)
+            if max_len is not None:
+                answer = answer[: max(1, max_len - len(e.prompt))]
+            self.mismatched[e.index] = Example(e.index, e.prompt, [answer])
+        add_reference(model, list(self.mismatched.values()), progress=progress)
+
+    @torch.no_grad()
+    def prepare(self, model, parts):
+        policy, reference = [], []
+        for part in parts:
+            pairs = [self.mismatched[i] for i in part.index.tolist()]
+            policy.append(batch_logps(model, collate(pairs).to(model.head.device)).sum((0, 2)))
+            reference += [pair.ref_logps[0] for pair in pairs]
+        drift = {"kl_logps": torch.cat(policy), "kl_ref_logps": torch.tensor(reference, dtype=torch.float64)}
+        return [replace(part, extra=drift) for part in parts]
 
     def weigh(self, logps, batch):
         l, n = sums_and_lengths(logps, batch, wanted=False)             # (A, B)
         present = n > 0
-        if batch.kl_logps is None or batch.kl_ref_logps is None or not len(batch.kl_logps):
+        if "kl_logps" not in batch.extra or "kl_ref_logps" not in batch.extra or not len(batch.extra["kl_logps"]):
             raise ValueError("KTO needs log-probs of mismatched answers under policy and reference (kl_logps, kl_ref_logps) to "
                              "estimate the drift; 'minialign train' pairs prompts with other prompts' answers by itself")
-        z_0 = (batch.kl_logps - batch.kl_ref_logps).to(l).mean().clamp(min=0).detach()
+        z_0 = (batch.extra["kl_logps"] - batch.extra["kl_ref_logps"].to(logps.device)).to(l).mean().clamp(min=0).detach()
         r = torch.where(present, l - reference(self, batch, l), 0.0)    # (A, B)
         sign, lam = torch.ones_like(r), torch.full_like(r, self.lambda_u)
         sign[1:], lam[0] = -1, self.lambda_d                            # + for good answers, − for bad ones

@@ -1,7 +1,8 @@
-"""The contract every method keeps, and the arithmetic that several of them share. No model code, no autograd.
+"""The contract every method keeps, and the arithmetic that several share. No autograd.
 
-Adding a method takes one class that fills in `weigh`, and one line in METHODS (methods/__init__.py). Whatever else the project
-does with it — flags, help, races, pictures, memory sheets, the tests that every method must pass — is derived from the class.
+Adding a method takes one class that fills in `weigh`, and one line in METHODS
+(methods/__init__.py). Whatever else the project does with it — flags, help, races, pictures, memory
+sheets, the tests that every method must pass — is derived from the class.
 """
 
 from typing import ClassVar
@@ -17,18 +18,24 @@ from minialign.settings import check_settings
 class Method:
     """A rule that turns the log-probs of tokens already in the batch into one push per token.
 
-    `weigh` is the whole of a method: the loss, and weights = −∂loss/∂logps, worked out by hand. A weight above 0 pushes its
-    token up, one below 0 pushes it down. From there on all methods are the same: ∂loss/∂logits = weights · (softmax − onehot),
-    and the chain rule goes on into the network (train.py).
+    `weigh` is the whole of a method: the loss, and weights = −∂loss/∂logps, worked out by hand. A
+    weight above 0 pushes its token up, one below 0 pushes it down. From there on all methods are
+    the same: ∂loss/∂logits = weights · (softmax − onehot), and the chain rule goes on into the
+    network (train.py).
 
-    Subclasses are dataclasses whose fields are hyper-parameters, declared with `setting`: default, explanation, bounds.
+    Subclasses are dataclasses whose fields are hyper-parameters, declared with `setting`: default,
+    explanation, bounds.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ()           # what the data must bring besides the wanted answer:
-                                                    # "rejected", "negatives" or "rewards"; and "reference" for ref_logps
-    reads_others: ClassVar[bool] = False            # does `weigh` look at answers other than the wanted one?
-    allows_unpaired: ClassVar[bool] = False         # may an example lack its wanted answer (an empty mask for answer 0)?
-    forwards: ClassVar[int] = 1                     # forward passes an update takes; IFT first asks for its guesses
+    # What the data must bring besides the wanted answer: "rejected", "negatives" or "rewards".
+    # "reference" asks for `ref_logps`, which `prepare_data` computes.
+    needs: ClassVar[tuple[str, ...]] = ()
+    # Does `weigh` look at answers other than the wanted one?
+    reads_others: ClassVar[bool] = False
+    # May an example lack its wanted answer, as in unpaired data?
+    allows_unpaired: ClassVar[bool] = False
+    # Forward passes over the batch in an update: 2 for IFT, which asks for its guesses first.
+    forwards: ClassVar[int] = 1
 
     def __post_init__(self):
         check_settings(self)
@@ -36,27 +43,33 @@ class Method:
     def weigh(self, logps: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The loss of a batch and the push on each of its tokens.
 
-        logps    (A, B, T) float32 or float64, no graph: log-probs of the response tokens; what stands outside the mask is not read
-        →        loss (), the objective itself, divided by `batch.counts` so that the parts of a batch add up to the whole;
+        logps    (A, B, T) float32 or float64, without a graph: log-probs of the response tokens;
+                 what stands outside the mask is not read
+        →        loss (), the objective itself, divided by `batch.counts`, so that the parts of a
+                 batch add up to the whole;
                  weights (A, B, T) = −∂loss/∂logps, 0 outside the mask;
-                 info, numbers worth logging, one per example (B,); "loss_per_example" where the loss is a mean over examples
+                 info, numbers worth logging, (B,) each: one per example; "loss_per_example" where
+                 the loss is a mean over examples
 
         ValueError if the batch lacks something the method needs.
         """
         raise NotImplementedError
 
-    def prepare_data(self, model, examples: list[Example], max_len: int | None = None, progress: bool = True) -> None:
+    def prepare_data(
+        self, model, examples: list[Example], max_len: int | None = None, progress: bool = True
+    ) -> None:
         """Once, before training, while `model` still is the model training starts from.
 
-        Methods with "reference" among their needs have the log-probs of all answers under it filled in here (`ref_logps`).
+        Methods with "reference" among their needs have the log-probs of all answers under it filled
+        in here (`ref_logps`).
         """
         if "reference" in self.needs:
             add_reference(model, examples, progress=progress)
 
     def prepare(self, model, parts: list[Batch]) -> list[Batch]:
-        """Once per update, before its forward passes: whatever must be asked of the policy, without a graph.
+        """Once per update, before its forward passes: what must be asked of the policy first.
 
-        `parts` together are the examples of the update. Most methods ask nothing.
+        `parts` together are the examples of the update. No graph is built. Most ask nothing.
         """
         return parts
 
@@ -75,16 +88,20 @@ class Method:
 def sums_and_lengths(logps: Tensor, batch: Batch, wanted: bool = True) -> tuple[Tensor, Tensor]:
     """Log-prob of each answer, l (A, B), and its number of tokens, n (A, B).
 
-    `wanted`: every example must have an answer 0. ValueError if one has not, or if the shapes or the dtype are not as they must be.
+    `wanted`: every example must have an answer 0. ValueError if one has not, or if the shapes or
+    the dtype are not as they must be.
     """
     if logps.shape != batch.mask.shape:
-        raise ValueError(f"logps {tuple(logps.shape)} and batch.mask {tuple(batch.mask.shape)} must both be (A, B, T)")
+        shapes = f"logps {tuple(logps.shape)} and batch.mask {tuple(batch.mask.shape)}"
+        raise ValueError(f"{shapes} must both be (A, B, T)")
     if logps.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"logps are {logps.dtype}; log-probs must be float32 or float64, or their sums lose what counts")
+        raise ValueError(f"logps are {logps.dtype}; log-probs must be float32 or float64, "
+                         "or their sums lose what counts")
     n = batch.mask.sum(-1)                                              # (A, B)
     if wanted and (n[0] == 0).any():
         first = int(batch.index[n[0] == 0][0])
-        raise ValueError(f"example {first} has no answer 0, the wanted one; only methods for unpaired data do without")
+        raise ValueError(f"example {first} has no answer 0, the wanted one; "
+                         "only methods for unpaired data do without")
     return torch.where(batch.mask, logps, 0.0).sum(-1), n
 
 
@@ -96,37 +113,42 @@ def spread(push: Tensor, batch: Batch) -> Tensor:
 def share_of_negatives(n: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
     """(K, B): 1 over the number of negatives present, 0 where one is absent.
 
-    One rule for every method that compares pairs: its loss is the mean over the pairs (wanted answer, one negative).
+    One rule for every method that compares pairs: its loss is the mean over the pairs (wanted
+    answer, one negative).
     """
     present = n[1:] > 0                                                 # (K, B)
     lacking = ~present.any(0)                                           # (B,)
     if lacking.any():
         first = int(batch.index[lacking][0])
-        raise ValueError(f"example {first} has no rejected answer, nothing to compare the wanted one with")
+        raise ValueError(f"example {first} has no rejected answer, "
+                         "nothing to compare the wanted one with")
     return present.to(dtype) / present.sum(0)
 
 
 def reference(method: Method, batch: Batch, like: Tensor) -> Tensor:
-    """The answers' log-probs under the frozen reference, (A, B), in the dtype and on the device of `like`."""
+    """The answers' log-probs under the frozen reference, (A, B), in the dtype of `like`."""
     if batch.ref_logps is None:
-        raise ValueError(f"{type(method).__name__} needs the reference model's log-prob of every answer (ref_logps); "
-                         "'minialign train' computes them once and stores them beside the data")
+        name = type(method).__name__
+        raise ValueError(f"{name} needs the reference model's log-prob of every answer (ref_logps); "
+                         "'minialign train' computes them once")
     if batch.ref_logps.shape != like.shape:
-        raise ValueError(f"ref_logps {tuple(batch.ref_logps.shape)} must hold one number per answer, {tuple(like.shape)}")
+        shapes = f"one number per answer, {tuple(like.shape)}, not {tuple(batch.ref_logps.shape)}"
+        raise ValueError(f"ref_logps must hold {shapes}")
     return batch.ref_logps.to(like)
 
 
 def log1mexp(a: Tensor) -> Tensor:
-    """log(1 − eᵃ) for a < 0, accurate at both ends; each branch is fed only values it is good for."""
-    near = a > -0.6931471805599453                                      # eᵃ > ½: 1 − eᵃ is small, expm1 keeps its digits
+    """log(1 − eᵃ) for a < 0, accurate at both ends; a branch only sees values it is good for."""
+    near = a > -0.6931471805599453                 # eᵃ > ½: 1 − eᵃ is small, expm1 keeps its digits
     small = torch.where(near, a, -1.0)
     large = torch.where(near, -1.0, a)
     return torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
 
 
 def below_one(a: Tensor) -> Tensor:
-    """Mean log-probs in which exact zeros become −eps/2, the nearest that the dtype tells apart from 0 in eᵃ.
+    """Mean log-probs in which exact zeros become −eps/2, the nearest whose eᵃ is still below 1.
 
-    An answer of probability 1 has infinite odds; a float rounds to exactly 1 from a distance of eps/2 on.
+    An answer of probability 1 has infinite odds; a float rounds to exactly 1 from a distance of
+    eps/2 on.
     """
     return torch.where(a == 0, -torch.finfo(a.dtype).eps / 2, a)

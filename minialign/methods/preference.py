@@ -22,7 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minialign.methods.method import Method, below_one, log1mexp, reference, share_of_negatives, spread, sums_and_lengths
+from minialign.methods.method import (
+    Method,
+    below_one,
+    log1mexp,
+    reference,
+    share_of_negatives,
+    spread,
+    sums_and_lengths,
+)
 from minialign.methods.sft import SFT
 
 
@@ -30,6 +38,7 @@ class Pairwise(Method):
     """The theme. A variation says how an answer is scored, what margin a pair has, what it costs, what likelihood is added."""
 
     needs = ("rejected",)
+    reads_others = True
     per_token = False       # scores are means over tokens, not sums
 
     def margin(self, s_w: Tensor, s_l: Tensor, n_w: Tensor, n_l: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:

@@ -22,6 +22,8 @@ class RRHF(Method):
     """
 
     needs = ("rewards",)
+    reads_others = True
+    allows_unpaired = True
     rrhf_weight: float = 1.0
     length_penalty: float = 1.0
     sft: str = "token_mean"

@@ -27,10 +27,11 @@ from minialign.hf.datafiles import load_examples
 from minialign.hf.folders import check_device, load_weights, model_folder, read_config, save_model
 from minialign.hf.tokenizer import Tokenizer, load_tokenizer
 from minialign.lab import small
-from minialign.methods import METHODS, Method
+from minialign.logps import add_reference
+from minialign.methods import METHODS, Method, build_method
 from minialign.model import Config, Transformer
 from minialign.optim import AdamW
-from minialign.train import Recipe, add_mismatched, add_reference, build_method, build_optimizer, fit
+from minialign.train import Recipe, build_optimizer, fit
 
 
 def save_checkpoint(path: Path, model, optimizer: AdamW, method: Method, step: int) -> None:
@@ -86,7 +87,7 @@ def check_data(name: str, examples: list[Example], path: str, negatives: str | N
         if lacking is not None:
             raise ValueError(f"{name} needs {MISSING[need]}; {lacking.text.get('where', path)} has none")
     unpaired = next((e for e in examples if not e.answers[0]), None)
-    if unpaired is not None and "kl" not in needs:
+    if unpaired is not None and not METHODS[name].allows_unpaired:
         raise ValueError(f"{unpaired.text.get('where', path)} is unpaired (label: false); {name} needs a wanted answer "
                          "in every row, kto does not")
 
@@ -121,15 +122,14 @@ def train(args) -> None:
     if adapters:
         lora.add_adapters(model, adapters.rank, adapters.alpha, adapters.targets, args.seed)
     print(f"{len(examples)} examples, {truncated} truncated, {recipe.updates(len(examples))} updates; {method}", flush=True)
-    if "kl" in method.needs:
-        add_mismatched(examples, max_len)
     if "reference" in method.needs:
         check_pool(model, examples, args.negatives)
     write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
 
     optimizer = build_optimizer(model, recipe)
     if "reference" in method.needs:
-        stored_reference(out / "reference.json", model, examples, recipe.micro_batch)
+        stored_reference(out / "reference.json", model, examples)
+    method.prepare_data(model, examples, max_len)
     start = load_checkpoint(checkpoint, model, optimizer, method) if args.resume and checkpoint.exists() else 0
     train_with_checkpoints(model, method, examples, recipe, optimizer, start, args.checkpoint_every, checkpoint, log)
     if adapters:
@@ -199,7 +199,7 @@ def advice(args) -> str:
 def check_pool(model, examples: list[Example], path: str | None) -> None:
     """ValueError if the log-probs that came with the negatives are those of another model: asked again for a few of them."""
     some = [e for e in examples if e.ref_logps and any(l is not None for l in e.ref_logps)][:4]
-    again = [replace(e, ref_logps=None, kl_answer=None) for e in some]
+    again = [replace(e, ref_logps=None) for e in some]
     add_reference(model, again, progress=False)
     pairs = [(old, new, len(a)) for e, f in zip(some, again, strict=True)
              for old, new, a in zip(e.ref_logps, f.ref_logps, e.answers, strict=True) if old is not None]
@@ -209,14 +209,14 @@ def check_pool(model, examples: list[Example], path: str | None) -> None:
                          'from this model, or delete "ref_logps" from the file, and they are computed')
 
 
-def stored_reference(path: Path, model, examples: list[Example], micro_batch: int) -> None:
+def stored_reference(path: Path, model, examples: list[Example]) -> None:
     """The reference's log-probs from the file of an earlier start of this run, or computed now and written there."""
     try:
-        for e, (ref_logps, kl_ref_logp) in zip(examples, json.loads(path.read_text()), strict=True):
-            e.ref_logps, e.kl_ref_logp = [float(x) for x in ref_logps], kl_ref_logp
+        for e, ref_logps in zip(examples, json.loads(path.read_text()), strict=True):
+            e.ref_logps = [float(x) for x in ref_logps]
     except (OSError, ValueError, TypeError):    # not there yet, or damaged: the model is not trained yet, so ask it again
-        add_reference(model, examples, micro_batch)
-        write_text(path, json.dumps([(e.ref_logps, e.kl_ref_logp) for e in examples]) + "\n")
+        add_reference(model, examples)
+        write_text(path, json.dumps([e.ref_logps for e in examples]) + "\n")
 
 
 def check_same_run(out: Path, config: dict) -> None:

@@ -1,8 +1,8 @@
 """What a training step costs: with a reference in memory, with stored log-probs, without any.
 
-The settings stand side by side on one model; so does IFT, which asks the policy first. Times are CPU
-time on one thread, medians over rounds in which every setting takes its turn: what else the machine
-does hits all alike. Memory is the most that is allocated at once.
+The settings stand side by side on one model; so does IFT, which asks the policy first. Times are
+CPU time on one thread, medians over rounds in which every setting takes its turn: what else the
+machine does hits all alike. Memory is the most that is allocated at once.
 """
 
 import statistics

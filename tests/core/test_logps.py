@@ -1,5 +1,5 @@
 """The head: linear_logps against its definition, the fused pass against autograd,
-and one row per prompt against one row per answer.
+and prompts that are read once against each answer alone.
 """
 
 from dataclasses import replace
@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minialign import METHODS, linear_logps
+from minialign import METHODS, linear_logps, train
 from minialign import logps as head
 from minialign.data import Counts, collate
-from minialign.logps import batch_logps, fused_pass, greedy, head_pass, score
+from minialign.logps import batch_logps, greedy, logit_gradient, score
+from minialign.train import fused_pass, head_pass
 
 N, C, V = 7, 5, 11
 
@@ -72,10 +73,9 @@ def test_greedy_is_the_argmax_of_the_logits(monkeypatch):
 
 # ---------------------------------------------------------------------------------------------------- one row per prompt
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_log_probs_are_those_of_each_answer_alone(any_model, examples, shared):
+def test_log_probs_are_those_of_each_answer_alone(any_model, examples):
     """Whatever stands on a row, a token's log-prob is the one it has after its own prompt and the answer so far."""
-    got = batch_logps(any_model, collate(examples, shared=shared))
+    got = batch_logps(any_model, collate(examples))
     for b, e in enumerate(examples):
         for a, answer in enumerate(e.answers):
             z = any_model(torch.tensor([e.prompt + answer])) @ any_model.head.T         # (1, L, V)
@@ -83,14 +83,20 @@ def test_log_probs_are_those_of_each_answer_alone(any_model, examples, shared):
                 torch.testing.assert_close(got[a, b, t], z[0, len(e.prompt) + t - 1].log_softmax(-1)[y])
 
 
-def test_a_shared_row_gives_the_same_gradient(any_model, examples):
-    method, gradients = METHODS["dft2"](n_examples=3), []
-    for shared in False, True:
-        any_model.zero_grad()
-        method.log_u.zero_()
-        fused_pass(any_model, method, collate(examples, shared=shared))
-        gradients.append({name: p.grad.clone() for name, p in any_model.named_parameters()})
-    torch.testing.assert_close(*gradients)
+def test_the_gradient_is_that_of_each_answer_alone(any_model, examples):
+    """A prompt that is read once learns from all its answers as if each had been read on a row of its own."""
+    batch = collate(examples)
+    _, logps, _ = fused_pass(any_model, METHODS["dft2"](n_examples=3), batch)
+    shared = {name: p.grad.clone() for name, p in any_model.named_parameters()}
+    any_model.zero_grad()
+    _, weights, _ = METHODS["dft2"](n_examples=3).weigh(logps, batch)
+    for b, e in enumerate(examples):
+        for a, answer in enumerate(e.answers):
+            z = any_model(torch.tensor([e.prompt + answer[:-1]])) @ any_model.head.T    # (1, L, V)
+            log_p = z[0, len(e.prompt) - 1 :].log_softmax(-1)                           # (n, V)
+            alone = log_p.gather(1, torch.tensor(answer)[:, None])[:, 0]                # (n,)
+            (-(weights[a, b, : len(answer)] * alone).sum()).backward()
+    torch.testing.assert_close({name: p.grad for name, p in any_model.named_parameters()}, shared)
 
 
 def test_padding_and_company_change_nothing(model, examples):
@@ -103,7 +109,7 @@ def test_padding_and_company_change_nothing(model, examples):
 
 def by_autograd(model, method, batch):
     """The same gradient through autograd alone: one graph over everything, all logits at once."""
-    batch = method.prepare(model, batch)
+    (batch,) = method.prepare(model, [batch])
     hidden = model(method.inputs(model, batch), batch.rows.positions, batch.rows.texts).flatten(0, 1)
     log_p = (hidden[batch.rows.source] @ model.head.T).log_softmax(-1)                  # (A, B, T, V)
     logps = log_p.gather(-1, batch.rows.y[..., None])[..., 0]
@@ -112,19 +118,30 @@ def by_autograd(model, method, batch):
     return loss
 
 
-@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("name", ["sft", "asft", "dft", "dft2", "ift", "ift_eq21"])
-def test_the_fused_pass_is_the_gradient(any_model, examples, name, shared):
-    batch = collate([replace(e, answers=e.answers[:2], ref_logps=e.ref_logps[:2]) for e in examples], shared=shared)
+def test_the_fused_pass_is_the_gradient(any_model, examples, name):
+    batch = collate([replace(e, answers=e.answers[:2], ref_logps=e.ref_logps[:2]) for e in examples])
     make = lambda: METHODS[name](**({"n_examples": 3} if name.startswith("dft") else {}))  # noqa: E731
     expected_loss = by_autograd(any_model, make(), batch)
     expected = {n: p.grad.clone() for n, p in any_model.named_parameters()}
     any_model.zero_grad()
-    loss, logps, info = fused_pass(any_model, make(), batch)
+    method = make()
+    loss, logps, info = fused_pass(any_model, method, *method.prepare(any_model, [batch]))
     torch.testing.assert_close(loss, expected_loss)
     torch.testing.assert_close(info["loss_per_example"].mean(), expected_loss)
     torch.testing.assert_close({n: p.grad for n, p in any_model.named_parameters()}, expected)
     assert not logps.requires_grad and logps.shape == batch.mask.shape
+
+
+def test_a_push_up_is_a_gradient_below_zero_at_the_tokens_own_logit():
+    """The sign, once and for all: weights > 0 pull up; the optimizer walks against the gradient."""
+    z = torch.randn(2, V, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    targets, weights = torch.tensor([3, 5]), torch.tensor([2.0, -1.0], dtype=torch.float64)
+    logps = z.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    (-(weights * logps).sum()).backward()
+    by_hand = logit_gradient(z.detach().log_softmax(-1), targets, weights)
+    torch.testing.assert_close(by_hand, z.grad)
+    assert by_hand[0, 3] < 0 < by_hand[1, 5]
 
 
 def test_logits_written_into_memory_that_was_used_before_are_the_same():
@@ -148,7 +165,7 @@ def test_the_head_in_bfloat16_is_the_head_in_float32_up_to_its_rounding(model, e
 def test_one_example_at_a_time_is_the_whole_batch(model, examples, monkeypatch):
     method, gradients = METHODS["sft"](reduction="token_mean"), []
     for limit in 1, 2**24:
-        monkeypatch.setattr(head, "CHUNK_ELEMENTS", limit)
+        monkeypatch.setattr(train, "CHUNK_ELEMENTS", limit)
         model.zero_grad()
         fused_pass(model, method, collate(examples))
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
@@ -189,7 +206,7 @@ def test_ift_reads_its_own_guess_where_the_answer_is_read(model, examples):
     e = examples[0]
     batch = collate([replace(e, answers=e.answers[:1])])
     method = METHODS["ift"](lam=1.0)
-    prepared = method.prepare(model, batch)
+    (prepared,) = method.prepare(model, [batch])
     z = model(torch.tensor([e.prompt + e.answers[0]])) @ model.head.T
     guesses = z.argmax(-1)[0, len(e.prompt) - 1 : -1]                                   # of y₀, y₁, y₂
     assert torch.equal(prepared.rows.guesses[0, 0], guesses)

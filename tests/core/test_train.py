@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minialign import METHODS
-from minialign.data import Example
+from minialign.data import Example, collate, laid_out
+from minialign.logps import add_reference
+from minialign.methods import build_method
 from minialign.optim import AdamW
-from minialign.train import Diverged, Recipe, add_reference, batches, build_method, fit, gradient, passes, pick_answers
+from minialign.train import Diverged, Recipe, batches, fit, gradient, passes, pick_answers
 from minialign.verbs.train import check_data, load_checkpoint, save_checkpoint
 
 
@@ -38,17 +40,17 @@ def test_one_batch_can_be_learnt_by_heart(model, name):
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_micro_batches_change_nothing(model, name):
-    examples = pairs(6)
-    for i, e in enumerate(examples):
-        e.rewards, e.kl_answer, e.kl_ref_logp = [2.0, 1.0, 0.0], examples[i - 1].answers[0], -9.0
-    add_reference(model, examples, progress=False)
+    examples = [replace(e, rewards=[2.0, 1.0, 0.0]) for e in pairs(6)]
+    moved = copy.deepcopy(model)
     with torch.no_grad():
-        for p in model.parameters():
+        for p in moved.parameters():
             p.mul_(1.05)                                                # the policy is no longer the reference
-    results = []
+    results, reference, model = [], model, moved
     for micro_batch in 6, 2, 1:
         model.zero_grad()
-        loss, _ = gradient(model, build_method(name, {}, 6), examples, micro_batch)
+        method = build_method(name, {}, 6)
+        method.prepare_data(reference, examples, progress=False)
+        loss, _ = gradient(model, method, examples, micro_batch)
         results.append((loss, {n: p.grad.clone() for n, p in model.named_parameters()}))
     for loss, grads in results[1:]:
         assert loss == pytest.approx(results[0][0], rel=1e-9)
@@ -63,8 +65,8 @@ def test_passes_hold_every_example_once_and_keep_to_both_limits(lengths, micro_b
     parts = passes(examples, micro_batch, pass_tokens)
     assert sorted(e.index for part in parts for e in part) == list(range(len(examples)))
     for part in parts:
-        rows = sum(bool(a) for e in part for a in e.answers)
-        tokens = rows * max(len(e.prompt) + len(a) - 1 for e in part for a in e.answers)
+        tokens = sum(map(laid_out, part))
+        assert tokens == collate(part).rows.tokens.numel(), "what is counted is what lies on the row"
         assert len(part) <= micro_batch and (pass_tokens is None or tokens <= pass_tokens or len(part) == 1)
 
 

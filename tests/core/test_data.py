@@ -6,14 +6,13 @@ import torch
 from minialign.data import Batch, Example, collate
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_what_stands_where(shared):
+def test_what_stands_where():
     """Every response token is predicted from the token before it in its own text; nothing else is a response token."""
     example = Example(4, [1, 2, 3], [[4, 5, 6], [], [7]])
-    batch = collate([example], shared=shared)
+    batch = collate([example])
     rows = batch.rows
     assert batch.index.tolist() == [4] and batch.mask.sum(-1)[:, 0].tolist() == [3, 0, 1]
-    assert rows.tokens.shape == ((1, 5) if shared else (2, 5)), "the last token of an answer is never read"
+    assert rows.tokens.shape == (1, 5), "the last token of an answer is never read"
     read = rows.tokens.flatten()[rows.source]
     assert read[0, 0].tolist() == [3, 4, 5] and read[2, 0, 0] == 3
     assert rows.y[0, 0].tolist() == [4, 5, 6] and rows.y[2, 0, 0] == 7
@@ -31,12 +30,24 @@ def test_counts_are_of_the_whole_batch():
 def test_sharing_reads_every_distinct_token_once_and_no_padding():
     """What makes it never dearer: the same texts for attention, and all else sees each prompt once and each answer once."""
     examples = [Example(0, [1] * 9, [[2] * 5, [], [3] * 2]), Example(1, [4] * 2, [[5] * 30])]
-    shared, plain = (collate(examples, shared=shared).rows for shared in (True, False))
-    assert shared.tokens.shape == (1, 9 + 4 + 1 + 2 + 29) and plain.tokens.shape == (3, 31)
-    lengths = [13, 10, 31]
-    for text, row, n in zip(shared.texts, plain.tokens, lengths, strict=True):
-        assert torch.equal(shared.tokens[0, text[:n]], row[:n]) and torch.equal(shared.positions[0, text[:n]], torch.arange(n))
-    assert plain.texts is None
+    rows = collate(examples).rows
+    assert rows.tokens.shape == rows.positions.shape == (1, 9 + 4 + 1 + 2 + 29)
+    assert rows.texts.shape == (3, 31)
+    alone = [[1] * 9 + [2] * 4, [1] * 9 + [3], [4] * 2 + [5] * 29]      # prompt and answer, less its last token
+    for text, expected in zip(rows.texts, alone, strict=True):
+        text = text[: len(expected)]
+        assert rows.tokens[0, text].tolist() == expected
+        assert rows.positions[0, text].tolist() == list(range(len(expected)))
+
+
+def test_a_part_keeps_its_rows_and_what_a_single_method_needs():
+    examples = [Example(0, [1, 2], [[3, 4]], rewards=[1.0]), Example(1, [5], [[6, 7, 8]], rewards=[2.0])]
+    batch = collate(examples)
+    batch = Batch(batch.mask, batch.index, rewards=batch.rewards, rows=batch.rows, drift=torch.ones(3))
+    part = batch.part(1, 2).to("cpu")
+    assert part.rows.tokens.flatten()[part.rows.source[part.mask]].tolist() == [5, 6, 7]
+    assert part.rows.y[part.mask].tolist() == [6, 7, 8] and part.rewards.tolist() == [[2.0]]
+    assert part.extra["drift"].tolist() == [1, 1, 1]
 
 
 def test_a_batch_of_the_wrong_shape_is_refused():
