@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 from minialign.evaluate import answer_logps, compare_answers, marks
 from minialign.files import write_json
-from minialign.hf.datafiles import load_examples
+from minialign.hf.datafiles import as_text, load_examples
 from minialign.settings import setting
 from minialign.verbs.flags import DTYPES
 from minialign.verbs.models import open_model
+
+SHOWN = 3                   # answers that are printed to read
 
 
 @dataclass(frozen=True)
@@ -29,23 +31,35 @@ class Flags:
 
 
 def run(flags: Flags) -> None:
-    """Marks from log-probs, and with --generate from the model's own answers."""
+    """A table of marks, or one JSON object."""
     model, tokenizer = open_model(flags.model, flags.dtype, flags.device)
     max_len = min(flags.max_len or model.config.max_len, model.config.max_len)
     examples, truncated = load_examples(flags.data, tokenizer, max_len)
+
+    # Marks of the answers in the file.
     result = marks(*answer_logps(model, examples, flags.batch))
     result |= {"truncated": truncated, "exact_match": None, "bleu4": None, "rouge_l": None}
-    panel = []
+
+    # Marks of the model's own answers, to the first prompts that have a wanted one.
+    chosen, wanted, generated = [], [], []
     if flags.generate:
-        compared, panel = compare_answers(model, tokenizer, examples, flags)
+        chosen = [e for e in examples if e.answers[0]][: flags.generate]
+        if not chosen:
+            raise ValueError(f"{flags.data} has no row with a wanted answer to compare with; "
+                             "leave out --generate")
+        prompts = [e.prompt for e in chosen]
+        wanted = [as_text(e.text["answers"][0]) for e in chosen]
+        compared, generated = compare_answers(
+            model, tokenizer, prompts, wanted, flags.batch, flags.max_new_tokens)
         result |= compared
+
     if flags.json:
         write_json("-", result)
         return
     for name, value in result.items():
-        if value is None:
-            continue
-        number = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-        print(f"{name.replace('_', ' '):26}{number}")
-    for prompt, wanted, generated in panel:
-        print(f"\n── {prompt[-300:]}\nwanted  {wanted[:400]}\nanswer  {generated[:400]}")
+        if value is not None:
+            number = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+            print(f"{name.replace('_', ' '):26}{number}")
+    for e, text, answer in list(zip(chosen, wanted, generated, strict=True))[:SHOWN]:
+        prompt = as_text(e.text["prompt"])
+        print(f"\n── {prompt[-300:]}\nwanted  {text[:400]}\nanswer  {answer[:400]}")

@@ -1,4 +1,4 @@
-"""What tests of the command line share: the program in a process of its own, and a way to stop it."""
+"""What tests of the command line share: the program in its own process, and how to stop it."""
 
 import random
 import signal
@@ -25,13 +25,14 @@ def wait_for(path, lines, process):
 
 
 def stopped(words, out, how, lines) -> str:
-    """Start the program, wait for some more lines of output than are there, stop it at a random moment.
+    """Start the program, wait for some more lines in its file, stop it at a random moment.
 
     Returns what it said on standard error.
     """
     there = out.read_text().count("\n") if out.exists() else 0
     process = subprocess.Popen(
-        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for(out, there + lines, process)
     time.sleep(random.uniform(0, 0.2))
     process.send_signal(how)

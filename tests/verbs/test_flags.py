@@ -43,13 +43,16 @@ def test_a_dataclass_becomes_a_command_line():
     assert given == Words("x", [], 0.25, 3, "b", True, False)
 
 
-@pytest.mark.parametrize("words, sentence", [
-    (["--share", "1"], "1 is out of range, give a number above 0 and below 1"),
-    (["--share", "nan"], "nan is out of range"),
-    (["--size", "1"], "1 is out of range, give a number from 2"),
-    (["--size", "1e3"], "'1e3' is not a whole number"),
-    (["--kind", "c"], "invalid choice"),
-])
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--share", "1"], "1 is out of range, give a number above 0 and below 1"),
+        (["--share", "nan"], "nan is out of range"),
+        (["--size", "1"], "1 is out of range, give a number from 2"),
+        (["--size", "1e3"], "'1e3' is not a whole number"),
+        (["--kind", "c"], "invalid choice"),
+    ],
+)
 def test_a_value_outside_its_bounds_is_refused(words, sentence):
     with pytest.raises(argparse.ArgumentError, match=sentence):
         parse(*words)
@@ -58,7 +61,20 @@ def test_a_value_outside_its_bounds_is_refused(words, sentence):
 def test_the_flags_of_train_are_the_fields_of_recipe():
     """Flags that are left out make the very recipe that is used without a command line."""
     assert train.recipe_of(flags_of("train", RUN)) == Recipe(lr=5e-4)
-    given = ["--k", "3", "--epochs", "2", "--lr", "1e-3", "--beta1", "0", "--clip", "2", "--seed", "5"]
+    given = [
+        "--k",
+        "3",
+        "--epochs",
+        "2",
+        "--lr",
+        "1e-3",
+        "--beta1",
+        "0",
+        "--clip",
+        "2",
+        "--seed",
+        "5",
+    ]
     recipe = train.recipe_of(flags_of("train", [*RUN, *given]))
     assert recipe == Recipe(negatives=3, epochs=2, lr=1e-3, beta1=0.0, clip=2.0, seed=5)
     one_pass = ["--inside-backward", "--batch", "4"]
@@ -68,9 +84,11 @@ def test_the_flags_of_train_are_the_fields_of_recipe():
 
 
 def test_every_hyper_parameter_of_every_method_is_a_flag_of_its_own():
-    """One type per name, no name that is also a flag of the run, and left out it is the method's own."""
+    """Each name has one type and no other use; left out, it leaves the method its own default."""
     flags = {f.name: f for f in fields(train.Flags)}
-    taken = {f.name for f in fields(train.RunFlags)} | {name for name, _, _ in train.recipe_settings()}
+    taken = {f.name for f in fields(train.RunFlags)} | {
+        name for name, _, _ in train.recipe_settings()
+    }
     for name, method in METHODS.items():
         for f in fields(method):
             if f.init and f.name != "n_examples":
@@ -99,7 +117,10 @@ class Hard(Method):
 
 
 def test_methods_that_mean_the_same_by_a_name_are_named_together():
-    made = {name: f.metadata["help"] for name, _, f in train.method_settings({"softer": Softer, "hard": Hard})}
+    made = {
+        name: f.metadata["help"]
+        for name, _, f in train.method_settings({"softer": Softer, "hard": Hard})
+    }
     assert made["softness"] == "softer (0.5), hard (0.0): how soft [from 0 and up to 1]"
     assert made["curve"] == "hard (round): of which shape [round or flat]"
     assert "n_examples" not in made
