@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from minialign.evaluate import answer_logps, compare_answers, marks
 from minialign.files import write_json
-from minialign.hf.datafiles import as_text, load_examples
+from minialign.hf.datafiles import load_examples
+from minialign.hf.rows import as_text
 from minialign.settings import setting
 from minialign.verbs.flags import DTYPES
 from minialign.verbs.models import open_model

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from minialign.generate import room
-from minialign.hf.datafiles import encode_prompt
+from minialign.hf.encoding import encode_prompt
 from minialign.settings import setting
 from minialign.verbs.flags import DTYPES
 from minialign.verbs.models import open_model

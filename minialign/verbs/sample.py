@@ -16,14 +16,8 @@ from tqdm import tqdm
 from minialign.data import Example, collate
 from minialign.files import can_write, write_text
 from minialign.generate import answers, room
-from minialign.hf.datafiles import (
-    as_answer,
-    as_key,
-    encode_answer,
-    encode_prompt,
-    read_jsonl,
-    split_row,
-)
+from minialign.hf.encoding import encode_answer, encode_prompt
+from minialign.hf.rows import as_answer, as_key, read_jsonl, split_row
 from minialign.logps import batch_logps
 from minialign.settings import setting
 from minialign.verbs.flags import DTYPES

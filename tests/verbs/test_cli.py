@@ -76,7 +76,7 @@ MISTAKES = [
     ("generate --model {folder} --chat", "has no chat template"),
     ("generate --model {finished} --prompt a", "is the folder of a run; its model is"),
     ("generate --model {finished}/adapter --prompt a", "is an adapter; give the merged model"),
-    ("generate --model {torn} --prompt a", "error: {torn}/config.json is not JSON"),
+    ("generate --model {torn} --prompt a", "error: {torn}/config.json: not JSON"),
     (
         "generate --model {folder} --prompt " + "a" * 99,
         "a prompt of 99 tokens fills the model's context of 64",

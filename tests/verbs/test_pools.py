@@ -11,7 +11,7 @@ from terminal import stopped
 from minialign import load_model, save_model
 from minialign.__main__ import main
 from minialign.generate import answers
-from minialign.hf.datafiles import encode_answer
+from minialign.hf.encoding import encode_answer
 
 
 def test_the_pool_holds_the_log_probs_of_its_own_texts(folder, pairs, tmp_path):
