@@ -1,5 +1,6 @@
 """What several test files need: tiny models of every shape, and examples with ragged prompts and answers."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from minialign.data import Example
+from minialign.hf.folders import save_model
+from minialign.hf.tokenizer import byte_tokenizer
 from minialign.model import Config, Transformer
 
 SHAPES = {
@@ -56,3 +59,40 @@ def shared_data():
     if not folder:
         pytest.skip("MINIALIGN_DATA is not set")
     return Path(folder)
+
+
+# ------------------------------------------------------------- the command line: a model, some rows
+
+ROWS = [
+    {"prompt": f"{a}+{b}=", "chosen": f"{a + b}", "rejected": f"{a + b + 1}"}
+    for a in range(3) for b in range(4)
+]
+
+
+def read(path):
+    """The rows of a JSONL file."""
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def write(path, rows):
+    """Write a JSONL file and return its name."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A model folder that reads and writes bytes."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model")
+    tokenizer = byte_tokenizer()
+    config = Config(
+        vocab_size=tokenizer.vocab_size, n_layer=1, n_head=2, d_model=16, d_mlp=16, max_len=64)
+    save_model(path, Transformer(config), tokenizer)
+    return str(path)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """The name of a file with twelve preference pairs."""
+    return write(tmp_path / "pairs.jsonl", ROWS)

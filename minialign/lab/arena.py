@@ -1,7 +1,9 @@
-"""The arena: fine-tuning runs of the small GPT that differ in one thing, many of them at once, all measured in the same way.
+"""The arena: fine-tuning runs of the small GPT, many of them at once, all measured alike.
 
-A `Run` says everything that a fine-tuning run depends on besides its seed. A seed fixes the base model, the questions, the order
-of the data and the test, so that runs of one seed can be compared pair by pair. Processes share the work, one thread each.
+A `Run` says everything that a fine-tuning run depends on, its seed aside. The seed fixes the base
+model, the questions, the order of the data and the exam, so runs of one seed can be compared pair
+by pair. Processes share the work, one thread each. Who runs against whom is decided elsewhere, in
+race.py and in the studies.
 """
 
 import copy
@@ -9,7 +11,7 @@ import multiprocessing
 import os
 import random
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,98 +27,144 @@ from minialign.methods import METHODS, Method, build_method
 from minialign.train import Recipe, fit
 
 RECIPE = Recipe(epochs=3, batch=32, micro_batch=32, lr=5e-4, negatives=2)
-N_TRAIN, N_TEST, N_SKILL, N_CURVE, N_WATCHED, CURVE_EVERY, LONGEST = 512, 400, 200, 96, 48, 4, 8
-LOGGED = {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds"}      # what fit reports of every method
+N_TRAIN = 512           # questions to fine-tune on
+N_TEST = 400            # held-out questions on which the two rules disagree
+N_SKILL = 200           # held-out questions on which they agree; numbers to reverse
+N_CURVE = 96            # held-out questions behind the curves
+N_WATCHED = 48          # training examples behind the curves
+CURVE_EVERY = 4         # updates between two points of a curve
+LONGEST = 8             # tokens of a drawn negative
+TOP_K = 50              # negatives are drawn among that many likeliest tokens
+
+# What `fit` reports of every method; the rest of a record are the method's own numbers.
+LOGGED = {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One fine-tuning run of the small GPT, seed aside."""
+    """One fine-tuning run of the small GPT, seed aside.
 
-    method: str | type[Method]      # a name in METHODS, or the class of a variant that has no name there
+    persona      in whose name the base model gives the negatives (tasks.PERSONAS). None means
+                 labelled pairs: the rejected answer is the number that is not the label.
+    temperature  at which the base model gives them
+    noise        share of the labels that name the wrong number
+    init         what is fine-tuned: "base", "untrained", or "sft", which is the base model after
+                 SFT on the same data
+    """
+
+    method: str | type[Method]      # a name in METHODS, or a class
     hyper: dict = field(default_factory=dict)
-    noise: float = 0.0              # share of the labels that name the wrong number
+    noise: float = 0.0
     recipe: Recipe = RECIPE
-    persona: str | None = "troll"   # in whose name the base model gives the negatives (tasks.PERSONAS); None: labelled pairs,
-                                    # in which the rejected answer is the number that is not the label
-    temperature: float = 0.7        # at which the base model gives them
-    init: str = "base"              # what is fine-tuned: "base", "untrained", or "sft", the base model after SFT on the same data
+    persona: str | None = "troll"
+    temperature: float = 0.7
+    init: str = "base"
 
 
-# ------------------------------------------------------------------------------------------------ one seed: questions and answers
+# ------------------------------------------------------------------ one seed: questions and exam
 
 def fine_tuning_questions(seed: int) -> list[tasks.Question]:
-    """Mostly questions on which the two rules disagree, a quarter where they agree (or "the shorter one" would do).
+    """Questions on which the two rules disagree, and a quarter on which they are agreed.
 
-    None of them is in the test.
+    Without that quarter, "the shorter number" would do as a rule. None of them is in the exam.
     """
-    rng, (train, _) = random.Random(seed + 1), tasks.all_questions(random.Random(seed))
+    rng = random.Random(seed + 1)
+    train, _ = tasks.all_questions(random.Random(seed))
     agreed = rng.sample([q for q in train if not q.disputed], N_TRAIN // 4)
     disputed = rng.sample([q for q in train if q.disputed], N_TRAIN - len(agreed))
     return rng.sample(agreed + disputed, N_TRAIN)
 
 
-def fine_tuning_data(tokenizer, seed: int, noise: float, negatives: list[list[str]] | None) -> list[Example]:
-    """The wanted answer, wrong in a share `noise` of the examples, and the pool of negatives (None: the other number).
+def fine_tuning_data(
+    tokenizer, seed: int, noise: float, pools: list[list[str]] | None
+) -> list[Example]:
+    """The examples of a seed: the wanted answer, wrong in a share `noise` of them, and negatives.
 
-    Rewards 1 and 0 for methods that rank.
+    pools   the negatives of every question; None means that the other number is the negative
     """
     questions = fine_tuning_questions(seed)
-    flipped = set(random.Random(seed + 2).sample(range(len(questions)), round(noise * len(questions))))
-    labels = [(q.wrong, q.right) if i in flipped else (q.right, q.wrong) for i, q in enumerate(questions)]
-    pools = [[other] for _, other in labels] if negatives is None else negatives
-    examples = [tasks.as_example(tokenizer, i, q.prompt(), [label, *pool])
-                for i, (q, (label, _), pool) in enumerate(zip(questions, labels, pools, strict=True))]
-    return [replace(e, rewards=[1.0] + [0.0] * (len(e.answers) - 1)) for e in examples]
+    n_wrong = round(noise * len(questions))
+    mislabelled = set(random.Random(seed + 2).sample(range(len(questions)), n_wrong))
+    examples = []
+    for i, question in enumerate(questions):
+        label, other = question.right, question.wrong
+        if i in mislabelled:
+            label, other = other, label
+        negatives = [other] if pools is None else pools[i]
+        example = tasks.as_example(tokenizer, i, question.prompt(), [label, *negatives])
+        # Methods that rank answers find the label first and all negatives together last.
+        examples.append(replace(example, rewards=[1.0] + [0.0] * len(negatives)))
+    return examples
 
 
 class Exam:
     """What every model of a seed is asked, on held-out questions.
 
-    Its marks are exact probabilities, as if sampled at temperature 1 forever.
+    Its marks are exact probabilities, as if answers were sampled at temperature 1 forever.
     """
 
     def __init__(self, tokenizer, seed: int):
         rng = random.Random(seed + 3)
         _, test = tasks.all_questions(random.Random(seed))
-        disputed = [(q.prompt(), [q.right, q.wrong]) for q in rng.sample([q for q in test if q.disputed], N_TEST)]
-        agreed = [(q.prompt(), [q.right]) for q in rng.sample([q for q in test if not q.disputed], N_SKILL)]
-        reversals = [(prompt, [answer]) for prompt, answer in (tasks.reversal(rng) for _ in range(N_SKILL))]
-        self.disputed, self.curve, self.agreed, self.reversals = (
-            collate([tasks.as_example(tokenizer, i, prompt, answers) for i, (prompt, answers) in enumerate(asked)])
-            for asked in (disputed, disputed[:N_CURVE], agreed, reversals))
+        disputed = rng.sample([q for q in test if q.disputed], N_TEST)
+        agreed = rng.sample([q for q in test if not q.disputed], N_SKILL)
+        reversals = [tasks.reversal(rng) for _ in range(N_SKILL)]
+
+        def batch(asked: list[tuple[str, list[str]]]) -> Batch:
+            """The prompts, each with answers whose probability is wanted."""
+            examples = [
+                tasks.as_example(tokenizer, i, prompt, wanted)
+                for i, (prompt, wanted) in enumerate(asked)
+            ]
+            return collate(examples)
+
+        pairs = [(q.prompt(), [q.right, q.wrong]) for q in disputed]
+        self.disputed = batch(pairs)
+        self.curve = batch(pairs[:N_CURVE])
+        self.agreed = batch([(q.prompt(), [q.right]) for q in agreed])
+        self.reversals = batch([(prompt, [answer]) for prompt, answer in reversals])
 
     @torch.no_grad()
     def grade(self, model) -> dict[str, float]:
+        """All marks of a model, by the names they have in JSON."""
         logps = batch_logps(model, self.disputed).sum(-1)               # (2, questions)
         right, wrong = logps.exp().mean(1).tolist()
-        agree, skill = (batch_logps(model, asked).sum(-1).exp().mean().item() for asked in (self.agreed, self.reversals))
         good, bad = logps.mean(1).tolist()
-        return {"right": right, "wrong": wrong, "garbage": 1 - right - wrong, "greedy": self.greedy(model), "agree": agree,
-                "skill": skill, "good_logp": good, "bad_logp": bad}
+        return {
+            "right": right,
+            "wrong": wrong,
+            "garbage": 1 - right - wrong,
+            "greedy": self.greedy(model),
+            "agree": batch_logps(model, self.agreed).sum(-1).exp().mean().item(),
+            "skill": batch_logps(model, self.reversals).sum(-1).exp().mean().item(),
+            "good_logp": good,
+            "bad_logp": bad,
+        }
 
     def greedy(self, model) -> float:
-        """Share of questions answered right at temperature 0:
-        every token of the right answer must be the likeliest at its place.
+        """Share of disputed questions answered right at temperature 0.
+
+        Every token of the right answer must be the likeliest at its place.
         """
         rows = self.disputed.rows
-        hidden = model(rows.tokens, rows.positions, rows.texts).flatten(0, 1)[rows.source[0]]       # (B, T, C)
-        hit = (hidden @ model.head.T).argmax(-1) == rows.y[0]           # (B, T)
-        return (hit | ~self.disputed.mask[0]).all(-1).float().mean().item()
+        hidden = model(rows.tokens, rows.positions, rows.texts).flatten(0, 1)   # (R·L, C)
+        likeliest = (hidden[rows.source[0]] @ model.head.T).argmax(-1)          # (B, T)
+        hit = (likeliest == rows.y[0]) | ~self.disputed.mask[0]                 # (B, T)
+        return hit.all(-1).float().mean().item()
 
     @torch.no_grad()
     def point(self, model) -> list[float]:
-        """Mean log-prob of the good and of the bad answers, for the curves."""
+        """Mean log-prob of the right and of the wrong answers to some questions, for the curves."""
         return batch_logps(model, self.curve).sum(-1).mean(1).tolist()
 
 
-# ------------------------------------------------------------------------------------------------ jobs, each in a worker process
+# ---------------------------------------------------------------- jobs, each in a worker process
 
 @lru_cache
 def start(seed: int, cache: Path):
     """What the runs of a seed share: base model, tokenizer, exam, the base model's marks.
 
-    Kept by each worker, so that the next run of the seed begins at once.
+    Each worker keeps it, so that the next run of the seed begins at once.
     """
     model, tokenizer = base_model(seed, cache)
     exam = Exam(tokenizer, seed)
@@ -125,15 +173,16 @@ def start(seed: int, cache: Path):
 
 @lru_cache
 def draw(seed: int, cache: Path, persona: str, temperature: float, k: int) -> list[list[str]]:
-    """k answers of the base model to every fine-tuning question: the negatives. Kept like `start`."""
+    """k answers of the base model to every fine-tuning question: the negatives. Kept likewise."""
     model, tokenizer, _, _ = start(seed, cache)
     prompts = [tokenizer.encode(q.prompt(persona)) for q in fine_tuning_questions(seed)]
-    pools = answers(model, tokenizer, prompts, k, LONGEST, temperature, 50, None, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    pools = answers(model, tokenizer, prompts, k, LONGEST, temperature, TOP_K, None, generator)
     return [[text or "?" for text, _ in pool] for pool in pools]
 
 
 def starting_point(init: str, base, examples: list[Example], recipe: Recipe):
-    """A copy of the base model; the same architecture untrained; or the base model after SFT on these examples."""
+    """The model that a run fine-tunes, as `Run.init` says."""
     model = copy.deepcopy(base)
     if init == "untrained":
         torch.manual_seed(recipe.seed + 4)
@@ -146,18 +195,12 @@ def starting_point(init: str, base, examples: list[Example], recipe: Recipe):
     return model
 
 
-def method_of(run: Run, n_examples: int) -> Method:
-    if isinstance(run.method, str):
-        return build_method(run.method, run.hyper, n_examples)
-    sized = any(f.name == "n_examples" for f in fields(run.method))
-    return run.method(**run.hyper, **({"n_examples": n_examples} if sized else {}))
-
-
 @torch.no_grad()
 def watch(model, watched: Batch) -> list[float]:
     """Mean log-prob of the wanted answers and of the negatives of some training examples."""
-    sums, present = batch_logps(model, watched).sum(-1), watched.mask.any(-1)       # (A, B)
-    return [sums[0].mean().item(), sums[1:][present[1:]].mean().item()]
+    logps = batch_logps(model, watched).sum(-1)                         # (A, B)
+    present = watched.mask.any(-1)                                      # (A, B)
+    return [logps[0].mean().item(), logps[1:][present[1:]].mean().item()]
 
 
 def base_job(seed: int, cache: Path, ticks) -> dict:
@@ -168,21 +211,35 @@ def base_job(seed: int, cache: Path, ticks) -> dict:
 
 
 def run_job(seed: int, run: Run, cache: Path, ticks) -> dict:
-    """Fine-tune on the data of a seed; returns marks, what changed, the method's own numbers averaged over the updates,
-    the seconds in the training loop, and the curve: [update, good, bad (held out), wanted, negatives (training)] log-probs.
+    """Fine-tune on the data of a seed, and report everything that is measured on the way.
+
+    →   the marks at the end; "good_logp_change" and "bad_logp_change" since the start; "seconds" in
+        the training loop; "info", the method's own numbers averaged over the updates; "curve", a
+        list of [update, right, wrong (held out), wanted, negatives (training)] log-probs
     """
     torch.set_num_threads(1)
     recipe = replace(run.recipe, seed=seed)
     base, tokenizer, exam, before = start(seed, cache)
-    method = method_of(run, N_TRAIN)
-    k = recipe.negatives * (recipe.epochs if method.reads_others else RECIPE.epochs)       # who looks at none shares the usual draw
-    pools = None if run.persona is None else draw(seed, cache, run.persona, run.temperature, k)
+    method = build_method(run.method, run.hyper, N_TRAIN)
+
+    # A run takes fresh negatives in every epoch. One that reads none shares the draw of the others.
+    epochs = recipe.epochs if method.reads_others else RECIPE.epochs
+    pools = None
+    if run.persona is not None:
+        pools = draw(seed, cache, run.persona, run.temperature, recipe.negatives * epochs)
     examples = fine_tuning_data(tokenizer, seed, run.noise, pools)
-    watched = collate([replace(e, answers=e.answers[:3], rewards=None) for e in examples[:N_WATCHED]])
+
+    # Of these few, the label and the first two negatives are followed.
+    shortened = [replace(e, answers=e.answers[:3], rewards=None) for e in examples[:N_WATCHED]]
+    watched = collate(shortened)
+
     model = starting_point(run.init, base, examples, recipe)
     method.prepare_data(model, examples, progress=False)
-    before = before if run.init == "base" else exam.grade(model)
-    curve, seconds, infos = [[0, *exam.point(model), *watch(model, watched)]], 0.0, {}
+    if run.init != "base":
+        before = exam.grade(model)
+
+    curve = [[0, *exam.point(model), *watch(model, watched)]]
+    seconds, infos = 0.0, {}
     for record in fit(model, method, examples, recipe):
         seconds += record["seconds"]
         for name in record.keys() - LOGGED:
@@ -190,26 +247,39 @@ def run_job(seed: int, run: Run, cache: Path, ticks) -> dict:
         if record["step"] % CURVE_EVERY == 0:
             curve.append([record["step"], *exam.point(model), *watch(model, watched)])
         ticks.put(1)
+
     after = exam.grade(model)
-    change = {f"{kind}_logp_change": after[f"{kind}_logp"] - before[f"{kind}_logp"] for kind in ("good", "bad")}
-    return {**after, **change, "seconds": seconds, "curve": curve, "info": infos}
+    changes = {
+        "good_logp_change": after["good_logp"] - before["good_logp"],
+        "bad_logp_change": after["bad_logp"] - before["bad_logp"],
+    }
+    return {**after, **changes, "seconds": seconds, "curve": curve, "info": infos}
 
 
 def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict]:
     """Every run on every seed, all cores busy, one progress bar for everything.
 
     runs   {label: Run}
-    →      the base models' marks, one per seed, and {label: [marks of every seed]}; interrupted, the workers are stopped first
+    →      the base models' marks, one per seed, and {label: [marks of every seed]}
+
+    When it is interrupted, or a run fails, the workers are stopped before the error goes on.
     """
     updates = sum(run.recipe.updates(N_TRAIN) for run in runs.values())
-    total = sum(updates + (0 if base_path(seed, cache).exists() else STEPS) for seed in seeds)
-    base, results = [{} for _ in seeds], {label: [{} for _ in seeds] for label in runs}
+    untrained = [seed for seed in seeds if not base_path(seed, cache).exists()]
+    total = len(seeds) * updates + len(untrained) * STEPS
+    base = [{} for _ in seeds]
+    results = {label: [{} for _ in seeds] for label in runs}
+
     context = multiprocessing.get_context("spawn")
-    with tqdm(total=total, desc="base models", unit="update", smoothing=0.02) as bar, context.Manager() as manager:
+    bar = tqdm(total=total, desc="base models", unit="update", smoothing=0.02)
+    with bar, context.Manager() as manager:
         ticks = manager.Queue()
+        not_workers = multiprocessing.active_children()         # the manager, and our caller's own
         pool = ProcessPoolExecutor(min(os.cpu_count() or 1, 8), context)
+        waiting = {}
         try:
-            waiting = {pool.submit(base_job, seed, cache, ticks): (None, s) for s, seed in enumerate(seeds)}
+            for s, seed in enumerate(seeds):
+                waiting[pool.submit(base_job, seed, cache, ticks)] = None, s
             while waiting:
                 done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -217,15 +287,18 @@ def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict
                     if label is not None:
                         results[label][s] = future.result()
                         continue
+                    # The base model of this seed is there: its runs can begin.
                     base[s] = future.result()
-                    waiting |= {pool.submit(run_job, seeds[s], run, cache, ticks): (label, s) for label, run in runs.items()}
+                    for name, run in runs.items():
+                        waiting[pool.submit(run_job, seeds[s], run, cache, ticks)] = name, s
                 if all(base):
                     bar.set_description("fine-tuning")
                 while not ticks.empty():
                     bar.update(ticks.get())
         finally:
-            for worker in multiprocessing.active_children() if waiting else []:
-                if worker.pid != manager._process.pid:
-                    worker.terminate()
+            if waiting:
+                for process in multiprocessing.active_children():
+                    if process not in not_workers:
+                        process.terminate()
             pool.shutdown(cancel_futures=True)
     return base, results

@@ -1,16 +1,20 @@
-"""The small GPT: its vocabulary and its base training, cached per seed, so that every comparison starts from the same model."""
+"""The small GPT that the race and the studies fine-tune: its base training, cached per seed.
 
+A base model is trained once per seed and kept in a file, so every comparison starts from the same
+parameters. What it reads is described in tasks.py.
+"""
+
+import ast
 import hashlib
-import inspect
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from minialign import model as model_source
 from minialign import optim
 from minialign.data import collate
 from minialign.files import write_tensors
@@ -19,36 +23,72 @@ from minialign.lab import tasks
 from minialign.methods import METHODS
 from minialign.model import Transformer
 from minialign.train import fused_pass
+from minialign.train import fused_pass
 
 STEPS, BATCH, LR, WARMUP = 1000, 64, 3e-3, 50
 CACHE = Path("out") / "cache"
+
+# The files whose code runs while a base model is trained: a change in one of them trains it anew.
+PACKAGE = Path(__file__).parents[1]
+MADE_BY = (
+    "data.py", "hf/tokenizer.py", "lab/small.py", "lab/tasks.py", "logps.py", "methods/method.py",
+    "methods/sft.py", "model.py", "optim.py", "settings.py", "train.py",
+)
+
+
+def code_alone(source: str) -> str:
+    """The syntax tree of a Python source as text, without comments, layout and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        may_have_one = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        if may_have_one and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.dump(tree)
+
+
+@lru_cache
+def digest(package: Path) -> str:
+    """Ten characters that change with the code of the files in MADE_BY, and with nothing else."""
+    code = [code_alone((package / name).read_text(encoding="utf-8")) for name in MADE_BY]
+    return hashlib.sha256("".join(code).encode()).hexdigest()[:10]
 
 
 def base_path(seed: int, cache: Path) -> Path:
     """Where a seed's base model is kept.
 
-    The name holds a digest of the source that makes it, so a changed task never meets an old file.
+    The name holds a digest of the code that makes the model. After a change in the task, say, the
+    old file is no longer found, and so never used.
     """
-    source = "".join(inspect.getsource(part) for part in (tasks, model_source, optim, base_training))
-    source += str((STEPS, BATCH, LR, WARMUP))
-    return Path(cache) / f"base-{hashlib.sha256(source.encode()).hexdigest()[:10]}-seed{seed}.safetensors"
+    return Path(cache) / f"base-{digest(PACKAGE)}-seed{seed}.safetensors"
 
 
-def base_training(model: Transformer, tokenizer, seed: int) -> Iterator[int]:
-    """Train a fresh small GPT on what a base model reads (tasks.base_text); yields after every update."""
+def base_training(model: Transformer, tokenizer: Tokenizer, seed: int) -> Iterator[int]:
+    """Train a fresh small GPT on what a base model reads; yields after every update."""
     rng = random.Random(seed)
     questions, _ = tasks.all_questions(random.Random(seed))
     method = METHODS["sft"](reduction="token_mean")
     optimizer = optim.AdamW(dict(model.named_parameters()), weight_decay=0.01)
     for step in range(STEPS):
-        texts = (tasks.base_text(rng, questions) for _ in range(BATCH))
-        fused_pass(model, method, collate([tasks.as_example(tokenizer, i, p, [a]) for i, (p, a) in enumerate(texts)]))
-        optimizer.step(LR * optim.cosine(step, STEPS, WARMUP), min(1.0, 1.0 / float(optimizer.gradient_norm())))
+        texts = [tasks.base_text(rng, questions) for _ in range(BATCH)]
+        examples = [
+            tasks.as_example(tokenizer, i, prompt, [answer])
+            for i, (prompt, answer) in enumerate(texts)
+        ]
+        fused_pass(model, method, collate(examples))
+
+        # A gradient longer than 1 is shortened to 1.
+        shorten = min(1.0, 1.0 / float(optimizer.gradient_norm()))
+        optimizer.step(LR * optim.cosine(step, STEPS, WARMUP), shorten)
         yield step
 
 
-def base_model(seed: int, cache: Path = CACHE, tick=lambda: None) -> tuple[Transformer, Tokenizer]:
-    """The base model of a seed, from the cache or trained now; `tick` is called after every update."""
+def base_model(
+    seed: int, cache: Path = CACHE, tick: Callable[[], object] | None = None
+) -> tuple[Transformer, Tokenizer]:
+    """The base model of a seed and its tokenizer, from the cache or trained now.
+
+    `tick` is called after every update of the training.
+    """
     path, tokenizer = base_path(seed, cache), byte_tokenizer(tasks.WORDS)
     torch.manual_seed(seed)
     model = Transformer(tasks.small_config(tokenizer.vocab_size))
@@ -57,9 +97,11 @@ def base_model(seed: int, cache: Path = CACHE, tick=lambda: None) -> tuple[Trans
         saved = load_file(path)
         for name, p in parameters.items():
             p.data.copy_(saved[name])
-    except (FileNotFoundError, SafetensorError, KeyError, RuntimeError):     # not there yet, or damaged: train, and write it anew
+    except (FileNotFoundError, SafetensorError, KeyError, RuntimeError):
+        # There is no such file yet, or it is damaged: train, and write it anew.
         model.initialise()
         for _ in base_training(model, tokenizer, seed):
-            tick()
+            if tick is not None:
+                tick()
         write_tensors(path, parameters)
     return model, tokenizer

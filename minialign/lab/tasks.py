@@ -1,8 +1,9 @@
-"""The embedded task: "which is bigger, 9.11 or 9.9?", asked of a small GPT that has picked up the wrong rule.
+"""The embedded task: "which is bigger, 9.11 or 9.9?", asked of a small GPT with the wrong rule.
 
-The base model has read mostly people who compare decimals like version numbers (9.11 after 9.9), it has an unrelated skill to
-lose (reversing digits), and it knows a troll who is nearly always wrong, which makes good negatives. Every answer can be checked,
-and its exact probability computed. Nothing here is read from disk.
+The base model has read mostly people who compare decimals like version numbers, in which 9.11 comes
+after 9.9. It also has an unrelated skill to lose, reversing digits, and it knows a troll who is
+nearly always wrong: his answers make good negatives. Every answer can be checked, and its exact
+probability computed. Nothing here is read from disk.
 """
 
 import random
@@ -11,22 +12,29 @@ from dataclasses import dataclass
 from minialign.data import Example
 from minialign.model import Config
 
-WORDS = ("Troll: ", "Sage: ", "reverse ", ": ", " or ", "? ")   # one token each; everything else is read byte by byte
+# These strings are one token each; everything else is read byte by byte.
+WORDS = ("Troll: ", "Sage: ", "reverse ", ": ", " or ", "? ")
+
+# How a prompt names the person who answers, and how often that person is right in the base model's
+# texts where the two rules disagree.
 PERSONAS = {"plain": "", "troll": "Troll: ", "sage": "Sage: "}
-RIGHT_SHARE = {"plain": 0.35, "troll": 0.05, "sage": 0.80}      # of a persona's base answers where the two rules disagree
+RIGHT_SHARE = {"plain": 0.35, "troll": 0.05, "sage": 0.80}
 
 
 def small_config(vocab_size: int) -> Config:
-    """Two layers, 0.1 M parameters: Llama's architecture, small enough that a base model trains in half a minute."""
-    return Config(vocab_size=vocab_size, n_layer=2, n_head=4, d_model=64, d_mlp=176, max_len=128, tie=True)
+    """Llama's architecture in two layers, 0.1 M parameters: half a minute of base training."""
+    return Config(
+        vocab_size=vocab_size, n_layer=2, n_head=4, d_model=64, d_mlp=176, max_len=128, tie=True
+    )
 
 
 @dataclass(frozen=True)
 class Question:
     """Two decimals with the same whole part, W.d and W.ef, in the order they are asked.
 
-    `right` is the bigger number, `wrong` the other. The later version is always W.ef. Where it is not the bigger number (9.11
-    against 9.9), the two rules disagree: `disputed`.
+    `right` is the bigger number, `wrong` the other. By version order W.ef always comes later. Where
+    it is not the bigger number, as 9.11 against 9.9, the two rules disagree and the question is
+    `disputed`; on all others the rules are agreed.
     """
 
     first: str
@@ -40,20 +48,28 @@ class Question:
 
 
 def all_questions(rng: random.Random) -> tuple[list[Question], list[Question]]:
-    """Every W.d against every W.ef, shuffled; a quarter of the pairs, in both orders, is kept for the test. → (train, test)"""
+    """Every W.d against every W.ef, shuffled, as (train, test).
+
+    A quarter of the pairs, in both orders, is kept for the test.
+    """
     pairs = []
     for whole in range(10):
         for d in range(1, 10):
             for ef in range(10, 100):
                 if ef == 10 * d:
-                    continue                                    # 9.1 and 9.10 are the same number
+                    continue        # 9.1 and 9.10 are the same number
                 short, long = f"{whole}.{d}", f"{whole}.{ef}"
                 disputed = 10 * d > ef
                 right, wrong = (short, long) if disputed else (long, short)
-                pairs.append([Question(short, long, right, wrong, disputed), Question(long, short, right, wrong, disputed)])
+                pairs.append([
+                    Question(short, long, right, wrong, disputed),
+                    Question(long, short, right, wrong, disputed),
+                ])
     rng.shuffle(pairs)
     cut = len(pairs) // 4
-    return [q for pair in pairs[cut:] for q in pair], [q for pair in pairs[:cut] for q in pair]
+    train = [question for pair in pairs[cut:] for question in pair]
+    test = [question for pair in pairs[:cut] for question in pair]
+    return train, test
 
 
 def reversal(rng: random.Random) -> tuple[str, str]:
@@ -63,8 +79,9 @@ def reversal(rng: random.Random) -> tuple[str, str]:
 
 
 def base_text(rng: random.Random, questions: list[Question]) -> tuple[str, str]:
-    """One (prompt, answer) of what the base model reads: two fifths reversals,
-    the rest questions answered by people of all three kinds.
+    """One (prompt, answer) of what the base model reads.
+
+    Two fifths are reversals, the rest questions answered by people of all three kinds.
     """
     if rng.random() < 0.4:
         return reversal(rng)
@@ -75,4 +92,5 @@ def base_text(rng: random.Random, questions: list[Question]) -> tuple[str, str]:
 
 def as_example(tokenizer, index: int, prompt: str, answers: list[str]) -> Example:
     """Strings → Example; every answer ends with the end token."""
-    return Example(index, tokenizer.encode(prompt), [tokenizer.encode(a) + [tokenizer.eos_id] for a in answers])
+    ended = [tokenizer.encode(answer) + [tokenizer.eos_id] for answer in answers]
+    return Example(index, tokenizer.encode(prompt), ended)

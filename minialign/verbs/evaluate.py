@@ -1,39 +1,60 @@
-"""`minialign evaluate`: how good a model is on a data file."""
+"""`minialign evaluate`: how good a model is on a file of examples. The marks are evaluate.py's."""
+
+from dataclasses import dataclass
 
 from minialign.evaluate import answer_logps, compare_answers, marks
 from minialign.files import write_json
 from minialign.hf.datafiles import load_examples
-from minialign.hf.folders import load_model
 from minialign.hf.rows import as_text
+from minialign.settings import setting
+from minialign.verbs.flags import DTYPES
+from minialign.verbs.models import open_model
 
 SHOWN = 3                   # answers that are printed to read
 
 
-def run(args) -> None:
-    """`minialign evaluate`: a table of marks, or one JSON object."""
-    model, tokenizer = load_model(args.model, args.dtype, args.device)
-    max_len = min(args.max_len or model.config.max_len, model.config.max_len)
-    examples, truncated = load_examples(args.data, tokenizer, max_len)
+@dataclass(frozen=True)
+class Flags:
+    """Which model, on which examples."""
+
+    model: str = setting(..., "model folder, or small: the small GPT of compare, of seed 0")
+    data: str = setting(..., "JSONL file in any of the formats of train")
+    generate: int = setting(
+        0, "also answer this many prompts greedily, and compare with the wanted answers: exact "
+        "match, BLEU-4, ROUGE-L", least=0)
+    max_new_tokens: int = setting(256, "longest generated answer", least=1, most=10**6)
+    max_len: int | None = setting(
+        None, "longest prompt + answer in tokens, the model's context unless given", least=2)
+    batch: int = setting(16, "prompts at a time", least=1)
+    dtype: str = setting("float32", "the model's numbers", choices=DTYPES)
+    device: str = setting("cpu", "cpu, cuda, cuda:1, …")
+    json: bool = setting(False, "print one JSON object instead of a table")
+
+
+def run(flags: Flags) -> None:
+    """A table of marks, or one JSON object."""
+    model, tokenizer = open_model(flags.model, flags.dtype, flags.device)
+    max_len = min(flags.max_len or model.config.max_len, model.config.max_len)
+    examples, truncated = load_examples(flags.data, tokenizer, max_len)
 
     # Marks of the answers in the file.
-    result = marks(*answer_logps(model, examples, args.batch))
+    result = marks(*answer_logps(model, examples, flags.batch))
     result |= {"truncated": truncated, "exact_match": None, "bleu4": None, "rouge_l": None}
 
     # Marks of the model's own answers, to the first prompts that have a wanted one.
     chosen, wanted, generated = [], [], []
-    if args.generate:
-        chosen = [e for e in examples if e.answers[0]][: args.generate]
+    if flags.generate:
+        chosen = [e for e in examples if e.answers[0]][: flags.generate]
         if not chosen:
-            raise ValueError(f"{args.data} has no row with a wanted answer to compare with; "
+            raise ValueError(f"{flags.data} has no row with a wanted answer to compare with; "
                              "leave out --generate")
         prompts = [e.prompt for e in chosen]
         wanted = [as_text(e.text["answers"][0]) for e in chosen]
         compared, generated = compare_answers(
-            model, tokenizer, prompts, wanted, args.batch, args.max_new_tokens
-        )
+            model, tokenizer, prompts, wanted, flags.batch, flags.max_new_tokens)
         result |= compared
 
-    if args.json:
+    if flags.json:
         write_json("-", result)
         return
     for name, value in result.items():

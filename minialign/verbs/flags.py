@@ -1,65 +1,112 @@
-"""One frozen dataclass per command becomes its command line; errors become one sentence and an exit status. No torch here."""
+"""A frozen dataclass becomes a command line; an error becomes one sentence and an exit status.
+
+The fields are declared with `settings.setting`. Nothing outside verbs/ and toy/ knows argparse.
+This file imports no torch.
+"""
 
 import argparse
 import errno
 import os
 import sys
-from dataclasses import MISSING, field, fields
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from types import NoneType
 from typing import get_args
 
+from minialign.settings import BOUNDS, bounds_in_words, is_required, out_of_bounds
 
-def arg(default, help: str, **how):
-    """A dataclass field that is also a flag. `default` ... (Ellipsis) means that the flag must be given.
+DTYPES = ("float32", "bfloat16", "float16", "float64")      # in which a model can be opened
+TRAIN_DTYPES = ("float32", "bfloat16")                      # in which it can be trained
 
-    how: choices, metavar, for numbers the bounds least, most (included) and above (not included); positional=True for a word
-    that is given without a flag.
+
+def add_flags(parser: argparse.ArgumentParser, cls: type) -> None:
+    """Give the parser every field of the dataclass, each with its type, its default and its reason.
+
+    Fields that carry the same `section` in their metadata stand under that title in -h.
     """
-    metadata = {"help": help, **how}
-    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
-
-
-def add_flags(parser: argparse.ArgumentParser, cls) -> None:
-    """Every field of the dataclass as --its-name, with type, default and reason in -h."""
+    sections = {None: parser}
     for f in fields(cls):
-        how, required = dict(f.metadata), f.default is MISSING
-        if how.pop("positional", False):
-            parser.add_argument(f.name, metavar=f.name.upper(), **how)
-            continue
-        bounds = {name: how.pop(name) for name in ("least", "most", "above") if name in how}
-        kind = next((t for t in get_args(f.type) if t is not type(None)), f.type)
-        how["help"] = how["help"].replace("%", "%%")
-        if not required and f.default is not None and kind is not bool:
-            how["help"] += f" [{kind.__name__}, default {f.default}]"
-        if kind is bool:
-            how["action"] = "store_true" if f.default is False else argparse.BooleanOptionalAction
+        title = f.metadata.get("section")
+        if title not in sections:
+            sections[title] = parser.add_argument_group(title)
+        if f.metadata.get("positional"):
+            add_word(sections[title], f)
         else:
-            how["type"] = within(kind, **bounds) if bounds else kind
-            how.setdefault("metavar", None if how.get("choices") else kind.__name__.upper())
-        parser.add_argument("--" + f.name.replace("_", "-"), dest=f.name, required=required,
-                            default=None if required else f.default, **how)
+            add_flag(sections[title], f)
 
 
-def within(kind, least=None, most=None, above=None):
-    """A reader for argparse of numbers within bounds."""
+def add_word(parser, f: Field) -> None:
+    """A field that is given by its place on the command line, without a flag."""
+    how = {"metavar": f.name.upper(), "help": f.metadata["help"]}
+    if "nargs" in f.metadata:
+        how["nargs"] = f.metadata["nargs"]
+    parser.add_argument(f.name, **how)
+
+
+def add_flag(parser, f: Field) -> None:
+    """A field that is given as --its-name VALUE; a bool is given as --its-name alone."""
+    kind = kind_of(f)
+    how = {"dest": f.name, "required": is_required(f)}
+    how["help"] = f.metadata["help"].replace("%", "%%")
+    if f.default is not MISSING:
+        how["default"] = f.default
+        if f.default is not None and kind is not bool:
+            how["help"] += f" [{kind.__name__}, default {f.default}]"
+
+    # A bool that is off until it is asked for needs one flag. Any other one also needs the
+    # opposite, --no-its-name.
+    if kind is bool and f.default is False:
+        how["action"] = "store_true"
+    elif kind is bool:
+        how["action"] = argparse.BooleanOptionalAction
+    else:
+        how["type"] = reader(f, kind)
+        if "choices" in f.metadata:
+            how["choices"] = f.metadata["choices"]
+        how["metavar"] = f.metadata.get("metavar")
+        if how["metavar"] is None and "choices" not in how:
+            how["metavar"] = kind.__name__.upper()
+    parser.add_argument("--" + flag_name(f.name), **how)
+
+
+def flag_name(field_name: str) -> str:
+    """micro_batch → micro-batch"""
+    return field_name.replace("_", "-")
+
+
+def kind_of(f: Field) -> type:
+    """What one value on the command line is read as: int for int, int | None and list[int]."""
+    for kind in get_args(f.type):
+        if kind is not NoneType:
+            return kind
+    return f.type
+
+
+def reader(f: Field, kind: type) -> Callable[[str], object]:
+    """What argparse calls to turn text into a value: the type, or a check of bounds around it."""
+    if not any(name in f.metadata for name in BOUNDS):
+        return kind
+
     def read(text: str):
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from None
-        inside = (least is None or value >= least) and (most is None or value <= most) and (above is None or value > above)
-        if not (inside and abs(value) < 1e15):
-            words = [f"above {above}"] * (above is not None) + [f"from {least}"] * (least is not None)
-            words += [f"up to {1e15 if most is None else most:g}"]
-            raise argparse.ArgumentTypeError(f"{text} is out of range, give a number {' '.join(words)}")
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+        if out_of_bounds(f, value):
+            allowed = bounds_in_words(f.metadata)
+            raise argparse.ArgumentTypeError(f"{text} is out of range, give a number {allowed}")
         return value
+
     return read
 
 
-def exit_status(prog: str, work) -> int:
-    """Run work() and say in one sentence what went wrong: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted.
+def exit_status(prog: str, work: Callable[[], None]) -> int:
+    """Do the work; if it fails, say in one sentence what went wrong.
 
-    In this project ValueError and the file errors mean that the user gave something unusable, and say what to give instead.
-    Anything else is our mistake and keeps its traceback.
+    Returns 0 for done, 1 for failed, 2 for wrong usage or input, 130 for interrupted. In this
+    project ValueError and the errors of files mean that the user gave something unusable, and their
+    message says what to give instead. Any other error is our mistake and keeps its traceback.
     """
     try:
         work()
@@ -68,17 +115,34 @@ def exit_status(prog: str, work) -> int:
         print(f"\n{prog}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # whoever read our output, say `head`, has seen enough
+        # Whoever read our output, `head` for instance, has seen enough. What Python still has to
+        # flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
-        failed = isinstance(error, ChildProcessError) or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EIO, errno.EDQUOT)
         print(f"{prog}: error: {error}", file=sys.stderr)
-        return 1 if failed else 2
-    except (MemoryError, RuntimeError) as error:                            # torch has no class of its own for the CPU's
-        if not (isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)):
+        return 1 if machine_failed(error) else 2
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
-        print(f"{prog}: out of memory; a smaller --batch needs less (train: --micro-batch, --pass-tokens)", file=sys.stderr)
+        cure = "a smaller --batch needs less (train: --micro-batch, --pass-tokens)"
+        print(f"{prog}: out of memory; {cure}", file=sys.stderr)
         return 1
-    except FloatingPointError as error:         # a run that was asked for correctly and diverged
+    except FloatingPointError as error:
+        # The run was asked for correctly, and its numbers left the range of numbers.
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
+
+
+def machine_failed(error: Exception) -> bool:
+    """Did the machine fail (a full disk, a dead process)? If not, the request was at fault."""
+    if isinstance(error, ChildProcessError):
+        return True
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Did an allocation fail? On the CPU torch raises a RuntimeError, known by its text alone."""
+    if isinstance(error, MemoryError):
+        return True
+    return "out of memory" in str(error) or "can't allocate memory" in str(error)

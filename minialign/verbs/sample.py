@@ -1,7 +1,13 @@
-"""Answers drawn from a model: the pool of negatives that DFT learns against."""
+"""`minialign sample`: a pool of a model's own answers, which methods such as DFT learn against.
+
+A pool is a JSONL file, one line per prompt: {"draw", "prompt", "negatives", "finished",
+"ref_logps"}. "draw" is a digest of all that the draws depend on, so that a pool that was
+interrupted can be continued, and no other one is.
+"""
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,9 +17,124 @@ from minialign.data import Example, collate
 from minialign.files import can_write, write_text
 from minialign.generate import answers, room
 from minialign.hf.encoding import encode_answer, encode_prompt
-from minialign.hf.folders import load_model
 from minialign.hf.rows import as_answer, as_key, read_jsonl, split_row
 from minialign.logps import batch_logps
+from minialign.settings import setting
+from minialign.verbs.flags import DTYPES
+from minialign.verbs.models import open_model
+
+DRAW = ("k", "system", "temperature", "top_k", "top_p", "max_new_tokens", "batch", "seed", "dtype")
+Pool = list[tuple[str, bool]]       # the answers to one prompt, each with "it came to its end"
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What to draw from, how often, and how."""
+
+    model: str = setting(
+        ..., "model folder to draw from, or small: the small GPT of compare, of this --seed; it "
+        "becomes the reference of dft")
+    data: str = setting(..., "JSONL file whose prompts to answer")
+    out: str = setting(
+        ..., "JSONL file to append to, a line per prompt; the same command continues a file that "
+        "was interrupted")
+    k: int = setting(
+        2, "answers per prompt; for fresh ones in every epoch take k × epochs", least=1)
+    system: str | None = setting(
+        None, "system message while sampling, such as a request for bad answers (written in front "
+        "of prompts that are strings)")
+    temperature: float = setting(0.7, "0 takes the likeliest token", least=0)
+    top_k: int | None = setting(50, "draw among the k likeliest tokens", least=1)
+    top_p: float | None = setting(
+        None, "draw among the likeliest tokens that hold this share of it all", above=0, most=1)
+    max_new_tokens: int = setting(128, "longest answer", least=1, most=10**6)
+    batch: int = setting(16, "prompts at a time", least=1)
+    seed: int = setting(0, "what the draws depend on", least=0, most=10**9)
+    dtype: str = setting("float32", "the model's numbers", choices=DTYPES)
+    device: str = setting("cpu", "cpu, cuda, cuda:1, …")
+
+
+def run(flags: Flags) -> None:
+    """Draw --k answers to every prompt of --data, and append a line per prompt to --out."""
+    rows, out = unique_prompts(flags.data), Path(flags.out)
+    can_write(file=out)
+    model, tokenizer = open_model(flags.model, flags.dtype, flags.device, flags.seed)
+    encoded = encode_all(model, tokenizer, rows, flags.system)
+    prompts = [prompt for _, prompt in rows]
+
+    # The draws of a batch depend on all of it, so a pool is continued after its last whole batch.
+    draw = digest(model, flags)
+    lines = finished_rows(out, prompts, draw)
+    done = len(lines)
+    if done < len(prompts):
+        done -= done % flags.batch
+    write_text(out, "".join(line + "\n" for line in lines[:done]))
+
+    bar = tqdm(total=len(prompts), initial=done, desc="sample", unit="prompt")
+    with open(out, "a", encoding="utf-8") as file, bar:
+        for begin in range(done, len(prompts), flags.batch):
+            here = slice(begin, begin + flags.batch)
+            generator = torch.Generator(model.head.device)
+            generator.manual_seed(1_000_003 * flags.seed + begin)
+            drawn = answers(
+                model, tokenizer, encoded[here], flags.k, flags.max_new_tokens,
+                flags.temperature, flags.top_k, flags.top_p, generator)
+            for row in pool_rows(model, tokenizer, prompts[here], drawn, flags.system):
+                file.write(json.dumps({"draw": draw, **row}, ensure_ascii=False) + "\n")
+            file.flush()
+            bar.update(len(prompts[here]))
+    print(f"{len(prompts)} prompts with {flags.k} answers each: {out}")
+
+
+def pool_rows(model, tokenizer, prompts: list, drawn: list[Pool], system: str | None) -> list[dict]:
+    """What a line of the pool holds, for every prompt, but for its "draw".
+
+    "ref_logps" are summed log-probs of the answers under the prompt as it will be trained on: what
+    DFT's released code divides by. With a system message "augmented_ref_logps" are those under
+    the prompt that the answers were drawn from: what the paper writes.
+    """
+    # A chat template strips the spaces around a message, so they go before the log-probs are taken.
+    pools = []
+    for prompt, pool in zip(prompts, drawn, strict=True):
+        if not isinstance(prompt, str):
+            pool = [(text.strip(), finished) for text, finished in pool]
+        pools.append(pool)
+    ref_logps = score_pool(model, tokenizer, prompts, pools)
+    if system:
+        asked = [with_system(prompt, system) for prompt in prompts]
+        augmented = score_pool(model, tokenizer, asked, pools)
+    rows = []
+    for i, (prompt, pool) in enumerate(zip(prompts, pools, strict=True)):
+        row = {
+            "prompt": prompt,
+            "negatives": [text for text, _ in pool],
+            "finished": [finished or not text for text, finished in pool],
+            "ref_logps": ref_logps[i],
+        }
+        if system:
+            row["augmented_ref_logps"] = augmented[i]
+        rows.append(row)
+    return rows
+
+
+@torch.no_grad()
+def score_pool(model, tokenizer, prompts: list, pools: list[Pool]) -> list[list[float]]:
+    """Summed log-prob of every answer in the pools under its prompt."""
+    examples = []
+    for i, (prompt, pool) in enumerate(zip(prompts, pools, strict=True)):
+        ids = []
+        for text, finished in pool:
+            ids.append(encode_answer(tokenizer, prompt, as_answer(prompt, text), finished))
+        examples.append(Example(i, encode_prompt(tokenizer, prompt), ids))
+    batch = collate(examples).to(model.head.device)
+    sums = batch_logps(model, batch).sum(-1).double().T                 # (prompts, k)
+    if not sums.isfinite().all():
+        raise FloatingPointError("the model's log-probs are not finite; its weights are damaged or "
+                                 "overflow in this dtype")
+    return [row[: len(pool)] for row, pool in zip(sums.tolist(), pools, strict=True)]
+
+
+# ---------------------------------------------------------------------- the prompts
 
 
 def with_system(prompt, system: str | None):
@@ -22,21 +143,8 @@ def with_system(prompt, system: str | None):
         return prompt
     if isinstance(prompt, str):
         return system + prompt
-    return [{"role": "system", "content": system}] + [m for m in prompt if m["role"] != "system"]
-
-
-@torch.no_grad()
-def score_pool(model, tokenizer, prompts: list, pools: list[list[tuple[str, bool]]]) -> list[list[float]]:
-    """Summed log-prob of every answer in the pools under its prompt."""
-    examples = []
-    for i, (prompt, pool) in enumerate(zip(prompts, pools, strict=True)):
-        ids = [encode_answer(tokenizer, prompt, as_answer(prompt, text), done) for text, done in pool]
-        examples.append(Example(i, encode_prompt(tokenizer, prompt), ids))
-    batch = collate(examples).to(model.head.device)
-    sums = batch_logps(model, batch).sum(-1).double().T                  # (prompts, k)
-    if not sums.isfinite().all():
-        raise FloatingPointError("the model's log-probs are not finite; its weights are damaged or overflow in this dtype")
-    return [row[: len(pool)] for row, pool in zip(sums.tolist(), pools, strict=True)]
+    others = [message for message in prompt if message["role"] != "system"]
+    return [{"role": "system", "content": system}, *others]
 
 
 def unique_prompts(path) -> list[tuple[str, object]]:
@@ -48,76 +156,51 @@ def unique_prompts(path) -> list[tuple[str, object]]:
     return list(prompts.values())
 
 
-def encode_all(model, tokenizer, prompts: list[tuple[str, object]], system: str | None) -> list[list[int]]:
-    """What the model will read for each of unique_prompts. ValueError names the first line that it cannot answer."""
+def encode_all(model, tokenizer, prompts: list, system: str | None) -> list[list[int]]:
+    """What the model will read for each of `unique_prompts`.
+
+    ValueError names the first line that it cannot answer.
+    """
     encoded = []
     for where, prompt in prompts:
         try:
-            encoded.append(encode_prompt(tokenizer, with_system(prompt, system)))
-            room(model, encoded[-1:], 1)
+            ids = encode_prompt(tokenizer, with_system(prompt, system))
+            room(model, [ids], 1)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+        encoded.append(ids)
     return encoded
 
 
-def settings(model, args) -> str:
-    """A digest of what the draws depend on, some numbers of every parameter included: a row of another draw is not continued."""
-    names = "k", "system", "temperature", "top_k", "top_p", "max_new_tokens", "batch", "seed", "dtype"
-    digest = hashlib.sha256(repr([getattr(args, name) for name in names]).encode())
+# ---------------------------------------------------------------------- an interrupted pool
+
+
+def digest(model, flags: Flags) -> str:
+    """A digest of what the draws depend on: flags, and some numbers of every parameter."""
+    values = [getattr(flags, name) for name in DRAW]
+    hashed = hashlib.sha256(repr(values).encode())
     for p in model.parameters():
-        digest.update(p.detach().flatten()[:16].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
+        hashed.update(p.detach().flatten()[:16].float().cpu().numpy().tobytes())
+    return hashed.hexdigest()[:12]
 
 
 def finished_rows(out: Path, prompts: list, draw: str) -> list[str]:
-    """The lines of an interrupted pool that stay; a torn last one goes. ValueError if the file is anything else."""
+    """The whole lines of an interrupted pool. ValueError if the file is anything else.
+
+    A last line that was torn by the interruption is left out, if it began as a line of this pool.
+    """
     if not out.exists():
         return []
-    other = ValueError(f"{out} is no pool of these prompts drawn from this model with these settings; choose another --out")
+    other = ValueError(f"{out} is no pool of these prompts drawn from this model with these "
+                       "settings; choose another --out")
     try:
         *lines, torn = out.read_text(encoding="utf-8").split("\n")
         rows = [json.loads(line) for line in lines]
-        ours = all((row["draw"], row["prompt"]) == (draw, prompt) for row, prompt in zip(rows, prompts, strict=False))
+        made = [(row["draw"], row["prompt"]) for row in rows]
     except (OSError, ValueError, KeyError, TypeError):
         raise other from None
+    expected = [(draw, prompt) for prompt in prompts[: len(rows)]]
     opening = json.dumps({"draw": draw})[:-1]
-    if not ours or len(rows) > len(prompts) or torn[: len(opening)] != opening[: len(torn)]:
+    if made != expected or torn[: len(opening)] != opening[: len(torn)]:
         raise other
     return lines
-
-
-def run(args) -> None:
-    """`minialign sample`: a line per prompt, {"draw", "prompt", "negatives", "finished", "ref_logps"}, and
-    "augmented_ref_logps" with --system.
-
-    ref_logps are summed log-probs under the prompt as it will be trained on (what DFT's released code divides by); the augmented
-    ones are under the prompt the answers were drawn from (what the paper writes).
-    """
-    rows, out = unique_prompts(args.data), Path(args.out)
-    can_write(file=out)
-    model, tokenizer = load_model(args.model, args.dtype, args.device)
-    asked_ids = encode_all(model, tokenizer, rows, args.system)
-    prompts = [prompt for _, prompt in rows]
-    asked = [with_system(prompt, args.system) for prompt in prompts]
-    draw = settings(model, args)
-    lines = finished_rows(out, prompts, draw)
-    done = len(lines) if len(lines) == len(prompts) else len(lines) - len(lines) % args.batch   # draws depend on whole batches
-    write_text(out, "".join(line + "\n" for line in lines[:done]))
-    with open(out, "a", encoding="utf-8") as file, tqdm(total=len(prompts), initial=done, desc="sample", unit="prompt") as bar:
-        for begin in range(done, len(prompts), args.batch):
-            here = slice(begin, begin + args.batch)
-            generator = torch.Generator(model.head.device).manual_seed(1_000_003 * args.seed + begin)
-            pools = answers(model, tokenizer, asked_ids[here], args.k, args.max_new_tokens, args.temperature, args.top_k,
-                            args.top_p, generator)
-            pools = [pool if isinstance(prompt, str) else [(text.strip(), done) for text, done in pool]     # templates do as much
-                     for prompt, pool in zip(prompts[here], pools, strict=True)]
-            columns = {"ref_logps": score_pool(model, tokenizer, prompts[here], pools)}
-            if args.system:
-                columns["augmented_ref_logps"] = score_pool(model, tokenizer, asked[here], pools)
-            for i, (prompt, pool) in enumerate(zip(prompts[here], pools, strict=True)):
-                row = {"draw": draw, "prompt": prompt, "negatives": [text for text, _ in pool],
-                       "finished": [ended or not text for text, ended in pool]}
-                file.write(json.dumps(row | {name: values[i] for name, values in columns.items()}, ensure_ascii=False) + "\n")
-            file.flush()
-            bar.update(len(prompts[here]))
-    print(f"{len(prompts)} prompts with {args.k} answers each: {out}")

@@ -1,280 +1,308 @@
-"""One fine-tuning run as the `train` verb makes it: the loop of train.py between a model folder, data files and a run folder.
+"""`minialign train`: one fine-tuning run, from a model folder and data files to a run folder.
 
-A run folder holds config.json, log.jsonl, checkpoint.safetensors, reference.json for methods that measure from a reference, and,
-at the end, model/. All the next update depends on is in the checkpoint: a killed run continues bit for bit on the CPU.
+The loop itself is `fit` in minialign/train.py. What is refused beforehand stands in checks.py, what
+lets a killed run go on in checkpoint.py. A run folder holds config.json, log.jsonl,
+checkpoint.safetensors, reference.json if the method measures from a reference, and at the end
+model/.
 """
 
-import hashlib
 import json
 import math
 import os
-import shutil
 import signal
-from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import Field, asdict, dataclass, fields, make_dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from tqdm import tqdm
 
-from minialign.bench import sheet as memory
+from minialign.bench.sheet import Adapters, check_fits, load_of, parameters_of, sheet
 from minialign.data import Example
-from minialign.files import write_tensors, write_text
+from minialign.files import write_json, write_text
 from minialign.hf import lora
 from minialign.hf.datafiles import load_examples
-from minialign.hf.folders import check_device, load_weights, model_folder, read_config, save_model
-from minialign.hf.tokenizer import Tokenizer, load_tokenizer
-from minialign.lab import small
-from minialign.logps import add_reference
+from minialign.hf.folders import check_device, save_model
 from minialign.methods import METHODS, Method, build_method
-from minialign.model import Config, Transformer
 from minialign.optim import AdamW
+from minialign.settings import bounds_in_words, setting
 from minialign.train import Recipe, build_optimizer, fit
+from minialign.verbs.checkpoint import (
+    check_same_run,
+    fingerprint,
+    finished_lines,
+    load_checkpoint,
+    read_reference,
+    save_checkpoint,
+    write_reference,
+)
+from minialign.verbs.checks import advice, check_data, check_disk, check_pool
+from minialign.verbs.flags import TRAIN_DTYPES, kind_of
+from minialign.verbs.models import read_weights, shape_and_tokenizer
+
+# ------------------------------------------------------------------------------------ the flags
 
 
-def save_checkpoint(path: Path, model, optimizer: AdamW, method: Method, step: int) -> None:
-    """Everything the next update depends on, in one file, replaced whole."""
-    tensors = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
-    tensors |= {f"optimizer.{name}": x for name, x in optimizer.state_dict().items()}
-    tensors |= {f"method.{name}": x for name, x in method.state_dict().items()}
-    write_tensors(path, tensors, {"step": str(step)})
+@dataclass(frozen=True)
+class RunFlags:
+    """The flags of a run that belong neither to its recipe nor to its method."""
+
+    model: str = setting(
+        ..., "a Hugging Face model folder (config.json, *.safetensors, tokenizer.json), or small: "
+        "the small GPT of compare, of this --seed")
+    method: str = setting(..., "how to weigh the answers", choices=METHODS)
+    data: str = setting(
+        ..., "JSONL file, one example per line: prompt + completion, prompt + chosen + rejected, "
+        "messages, or text")
+    out: str = setting(
+        ..., "folder of the run: config.json, log.jsonl, checkpoint.safetensors, and at the end "
+        "model/")
+    negatives: str | None = setting(
+        None, "JSONL file of the model's own answers, from 'minialign sample'; methods that learn "
+        "against negatives need it")
+    max_len: int | None = setting(
+        None, "longest prompt + answer in tokens, the model's context unless given; what is longer "
+        "is cut and counted", least=2)
+    activation_checkpointing: bool = setting(
+        False, "keep only the input of every layer, and compute the rest again going back: much "
+        "less memory, a quarter to a third more time")
+    lora_rank: int | None = setting(
+        None, "train low-rank adapters of this rank and leave the weights alone; all weights learn "
+        "unless given", least=1)
+    lora_alpha: float | None = setting(
+        None, "the adapters' scale is this over the rank; twice the rank unless given", above=0)
+    lora_targets: str | None = setting(
+        None, "the linear layers that get an adapter, separated by commas; all unless given")
+    dtype: str = setting(
+        "float32", "the model's numbers while training; bfloat16 is rounded stochastically",
+        choices=TRAIN_DTYPES)
+    device: str = setting("cpu", "cpu, cuda, cuda:1, …")
+    threads: int | None = setting(
+        None, "CPU threads; torch decides unless given", least=1, most=1024)
+    checkpoint_every: int = setting(
+        50, "updates between checkpoints; 0 keeps none, for disks that cannot hold two", least=0)
+    resume: bool = setting(False, "continue the run in --out from its last checkpoint")
 
 
-def load_checkpoint(path: Path, model, optimizer: AdamW, method: Method) -> int:
-    """Put everything back; returns the number of finished updates. ValueError if the file is not a checkpoint of this run."""
-    try:
-        with safe_open(path, "pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}
-            step = int(file.metadata()["step"])
-        for name, p in model.named_parameters():
-            if p.requires_grad:
-                p.data.copy_(state[f"model.{name}"])
-        for prefix, owner in (("optimizer.", optimizer), ("method.", method)):
-            owner.load_state_dict({name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)})
-    except (SafetensorError, KeyError, RuntimeError, TypeError, OSError) as error:
-        raise ValueError(f"{path} is not a checkpoint of this run ({error}); start again with another --out") from None
-    return step
+RECIPE_SECTION = "the recipe"
+METHOD_SECTION = "hyper-parameters (behind the name of each method that has one, its default)"
+
+# Where the flags differ from the fields of Recipe: in a name, and in defaults. Unless --clip is
+# given, whether gradients are shortened depends on --inside-backward.
+FLAG_OF = {"negatives": "k"}
+DEFAULTS = {"lr": 5e-4, "clip": None}
 
 
-def fingerprint(path: str | None) -> str | None:
-    """A digest of a data file, so that a resumed run can tell whether it is still the same."""
-    if path is None:
+def recipe_settings() -> list[tuple[str, type, Field]]:
+    """A flag for every field of Recipe: its name, its type, and the dataclass field."""
+    made = []
+    for f in fields(Recipe):
+        how = {**f.metadata, "section": RECIPE_SECTION}
+        default = DEFAULTS.get(f.name, f.default)
+        if default is None and f.default is not None:
+            how["help"] += f"; {f.default:g} unless given"
+        declared = setting(default, **how)
+        made.append((FLAG_OF.get(f.name, f.name), f.type | None, declared))
+    return made
+
+
+def method_settings(methods: dict[str, type[Method]]) -> list[tuple[str, type, Field]]:
+    """A flag for every name of a hyper-parameter, whichever methods have one of that name.
+
+    A flag that is left out leaves each method its own default. The flag checks the type alone:
+    bounds and choices differ between methods, so each method checks its own.
+    """
+    owners: dict[str, list[tuple[str, Field]]] = {}
+    for name, method in methods.items():
+        for f in fields(method):
+            if f.init and "help" in f.metadata:
+                owners.setdefault(f.name, []).append((name, f))
+    made = []
+    for hyper, declarations in owners.items():
+        kind = kind_of(declarations[0][1])
+        declared = setting(None, explanation(declarations), section=METHOD_SECTION)
+        made.append((hyper, kind | None, declared))
+    return made
+
+
+def explanation(declarations: list[tuple[str, Field]]) -> str:
+    """Help for a flag of several methods; those that say the same about it are named together.
+
+    "asft (0.1), orpo (0.1): weight of the alignment term [from 0]; ift (0.2): share of …"
+    """
+    names: dict[str, list[str]] = {}
+    for method, f in declarations:
+        meaning = f.metadata["help"]
+        allowed = " or ".join(f.metadata.get("choices", ())) or bounds_in_words(f.metadata)
+        if allowed:
+            meaning += f" [{allowed}]"
+        names.setdefault(meaning, []).append(f"{method} ({f.default})")
+    return "; ".join(f"{', '.join(names[meaning])}: {meaning}" for meaning in names)
+
+
+Flags = make_dataclass(
+    "Flags", recipe_settings() + method_settings(METHODS), bases=(RunFlags,), frozen=True)
+
+
+def recipe_of(flags: Flags) -> Recipe:
+    """The Recipe that the flags describe. ValueError, in the flags' words, if they contradict."""
+    one_pass = flags.inside_backward
+    if one_pass and (flags.batch > flags.micro_batch or flags.pass_tokens or flags.clip):
+        raise ValueError(
+            "--inside-backward updates in one pass, before the whole gradient is known: give "
+            f"--micro-batch as large as --batch ({flags.batch}), and neither --pass-tokens nor "
+            "--clip"
+        )
+    values = {f.name: getattr(flags, FLAG_OF.get(f.name, f.name)) for f in fields(Recipe)}
+    if flags.clip is None:
+        values["clip"] = math.inf if one_pass else 1.0
+    return Recipe(**values)
+
+
+def hyper_of(flags: Flags) -> dict:
+    """The hyper-parameters that were given."""
+    hyper = {}
+    for f in fields(flags):
+        value = getattr(flags, f.name)
+        if f.metadata.get("section") == METHOD_SECTION and value is not None:
+            hyper[f.name] = value
+    return hyper
+
+
+def adapters_of(flags: Flags) -> Adapters | None:
+    """The adapters that the flags describe; None if all weights learn."""
+    if flags.lora_rank is None:
+        if flags.lora_alpha or flags.lora_targets:
+            raise ValueError("--lora-alpha and --lora-targets describe adapters; give --lora-rank "
+                             "too, such as 16")
         return None
-    if not Path(path).is_file():
-        what = "is a folder" if Path(path).is_dir() else "no such file"
-        raise FileNotFoundError(f"{what}: {path}; give a JSONL file, one JSON object per line")
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    alpha = flags.lora_alpha or 2.0 * flags.lora_rank
+    targets = lora.TARGETS
+    if flags.lora_targets:
+        targets = tuple(flags.lora_targets.split(","))
+    return Adapters(flags.lora_rank, alpha, targets)
 
 
-MISSING = {
-    "rejected": 'pairs: rows {"prompt", "chosen", "rejected"}, or answers of the model itself with --negatives '
-                "(made by 'minialign sample')",
-    "negatives": "answers of the model itself: make them with 'minialign sample --model … --data … --out negatives.jsonl', "
-                 "pass --negatives",
-    "rewards": 'a score for every answer: rows {"prompt", "responses": [text, …], "rewards": [number, …]}',
-}
+# ------------------------------------------------------------------------------------ the run
 
 
-def check_data(name: str, examples: list[Example], path: str, negatives: str | None) -> None:
-    """ValueError if the data lacks what the method compares, naming the first line that does."""
-    needs = METHODS[name].needs
-    if "negatives" in needs and negatives is None:
-        raise ValueError(f"{name} needs {MISSING['negatives']}")
-    for need in {"rejected", "rewards"} & set(needs):
-        lacking = next((e for e in examples if len(e.answers) < 2 or (need == "rewards" and e.rewards is None)), None)
-        if lacking is not None:
-            raise ValueError(f"{name} needs {MISSING[need]}; {lacking.text.get('where', path)} has none")
-    unpaired = next((e for e in examples if not e.answers[0]), None)
-    if unpaired is not None and not METHODS[name].allows_unpaired:
-        raise ValueError(f"{unpaired.text.get('where', path)} is unpaired (label: false); {name} needs a wanted answer "
-                         "in every row, kto does not")
+def run(flags: Flags) -> None:
+    """Train one model. Nothing is written before everything that can be refused was checked."""
+    out = Path(flags.out)
+    config = asdict(flags)
+    config["data_sha256"] = fingerprint(flags.data)
+    config["negatives_sha256"] = fingerprint(flags.negatives)
+    if flags.resume:
+        check_same_run(out, config)
+    elif out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty; add --resume to continue the run in it, or choose "
+                         "another --out")
+    if flags.threads:
+        torch.set_num_threads(flags.threads)
+    check_device(flags.device)
+
+    # The examples, and the method that is to learn from them.
+    shape, tokenizer = shape_and_tokenizer(flags.model)
+    max_len = min(flags.max_len or shape.max_len, shape.max_len)
+    examples, truncated = load_examples(flags.data, tokenizer, max_len, flags.negatives)
+    check_data(flags.method, examples, flags.data, flags.negatives)
+    method = build_method(flags.method, hyper_of(flags), len(examples))
+    recipe, adapters = recipe_of(flags), adapters_of(flags)
+
+    # What the run will take of memory and disk is counted before a weight is read.
+    load = load_of(examples, recipe)
+    parts = sheet(shape, load, recipe, flags.dtype, flags.activation_checkpointing, adapters)
+    check_fits(parts, flags.device, advice(flags))
+    parameters = parameters_of(shape, flags.dtype, adapters)
+    check_disk(out, parameters, parts["optimizer"], flags.checkpoint_every)
+
+    model = read_weights(flags.model, shape, flags.dtype, flags.device, flags.seed)
+    model.recompute = flags.activation_checkpointing
+    if adapters:
+        lora.add_adapters(model, adapters.rank, adapters.alpha, adapters.targets, flags.seed)
+    updates = recipe.updates(len(examples))
+    size = f"{len(examples)} examples, {truncated} truncated, {updates} updates"
+    print(f"{size}; {method}", flush=True)
+
+    # The model that training starts from is asked for what the method needs, unless an earlier
+    # start of this run has stored the answer.
+    stored = False
+    if "reference" in method.needs:
+        check_pool(model, examples, flags.negatives)
+        stored = read_reference(out / "reference.json", examples)
+    method.prepare_data(model, examples, max_len)
+    write_json(out / "config.json", config, indent=2)
+    if "reference" in method.needs and not stored:
+        write_reference(out / "reference.json", examples)
+
+    optimizer = build_optimizer(model, recipe)
+    start = 0
+    if flags.resume and (out / "checkpoint.safetensors").exists():
+        start = load_checkpoint(out / "checkpoint.safetensors", model, optimizer, method)
+    train(model, method, examples, recipe, optimizer, start, flags.checkpoint_every, out)
+    keep(model, tokenizer, adapters, flags)
+
+
+def train(
+    model, method: Method, examples: list[Example], recipe: Recipe, optimizer: AdamW,
+    start: int, every: int, out: Path,
+) -> None:
+    """The loop with its log and its checkpoints. Interrupted once the last update is saved."""
+    log = out / "log.jsonl"
+    lines = finished_lines(log, start)
+    write_text(log, "".join(line + "\n" for line in lines))
+    updates = recipe.updates(len(examples))
+    bar = tqdm(total=updates, initial=start, desc="train", unit="update")
+    with Stop() as stop, open(log, "a", encoding="utf-8") as file, bar:
+        for record in fit(model, method, examples, recipe, optimizer, start):
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            bar.set_postfix(loss=f"{record['loss']:.4g}", refresh=False)
+            bar.update()
+
+            # The log must be on the disk before a checkpoint that counts on it.
+            step = record["step"]
+            if every and (stop.asked or step % every == 0 or step == updates):
+                os.fsync(file.fileno())
+                save_checkpoint(out / "checkpoint.safetensors", model, optimizer, method, step)
+            if stop.asked and step < updates:
+                kept = "nothing is kept, as you asked"
+                if every:
+                    kept = "the same command with --resume goes on from there"
+                raise Interrupted(f"stopped after update {step} of {updates}; {kept}")
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C came, and what had been done by then is saved."""
+    """The user stopped the run, and what had been done by then is saved."""
 
 
-def train(args) -> None:
-    """`minialign train`."""
-    out = Path(args.out)
-    config = {**asdict(args), "data_sha256": fingerprint(args.data), "negatives_sha256": fingerprint(args.negatives)}
-    checkpoint, log = out / "checkpoint.safetensors", out / "log.jsonl"
-    if args.resume:
-        check_same_run(out, config)
-    elif out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty; add --resume to continue the run in it, or choose another --out")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    model_config, tokenizer, load = open_model(args)
-    max_len = min(args.max_len or model_config.max_len, model_config.max_len)
-    examples, truncated = load_examples(args.data, tokenizer, max_len, args.negatives)
-    check_data(args.method, examples, args.data, args.negatives)
-    method = build_method(args.method, args.hyper(), len(examples))
-    recipe, adapters = recipe_of(args), adapters_of(args)
-    parts = memory.sheet(model_config, memory.load_of(examples, recipe), recipe, args.dtype,
-                         args.activation_checkpointing, adapters)
-    memory.check_fits(parts, args.device, advice(args))
-    check_disk(out, memory.parameters_of(model_config, args.dtype, adapters), parts["optimizer"], args.checkpoint_every)
-    model = load()
-    model.recompute = args.activation_checkpointing
+class Stop:
+    """Within its block, Ctrl-C and the SIGTERM that clusters send only set `asked`.
+
+    So the update can be finished and saved. A second signal is not waited for.
+    """
+
+    def __enter__(self) -> "Stop":
+        self.asked = False
+        self.handlers = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for s, handler in self.handlers.items():
+            signal.signal(s, handler)
+
+    def ask(self, *_) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def keep(model, tokenizer, adapters: Adapters | None, flags: Flags) -> None:
+    """The trained model as a folder. Adapters are also saved by themselves before the merge."""
+    out = Path(flags.out)
+    also = ""
     if adapters:
-        lora.add_adapters(model, adapters.rank, adapters.alpha, adapters.targets, args.seed)
-    print(f"{len(examples)} examples, {truncated} truncated, {recipe.updates(len(examples))} updates; {method}", flush=True)
-    if "reference" in method.needs:
-        check_pool(model, examples, args.negatives)
-    write_text(out / "config.json", json.dumps(config, indent=2) + "\n")
-
-    optimizer = build_optimizer(model, recipe)
-    if "reference" in method.needs:
-        stored_reference(out / "reference.json", model, examples)
-    method.prepare_data(model, examples, max_len)
-    start = load_checkpoint(checkpoint, model, optimizer, method) if args.resume and checkpoint.exists() else 0
-    train_with_checkpoints(model, method, examples, recipe, optimizer, start, args.checkpoint_every, checkpoint, log)
-    if adapters:
-        lora.save_adapters(out / "adapter", model, args.model)
+        lora.save_adapters(out / "adapter", model, flags.model)
         lora.merge(model)
+        also = f", its adapter alone: {out / 'adapter'}"
     save_model(out / "model", model, tokenizer)
-    print(f"done: {out / 'model'}" + (f", its adapter alone: {out / 'adapter'}" if adapters else ""))
-
-
-def open_model(args) -> tuple[Config, Tokenizer, Callable[[], Transformer]]:
-    """What is known of the model before its weights are read, and how to read them.
-
-    It is a model folder, or the small GPT of the race, whose base training takes half a minute the first time.
-    """
-    check_device(args.device)
-    if args.model != "small":
-        config = read_config(args.model)
-        return config, load_tokenizer(model_folder(args.model)), lambda: load_weights(args.model, config, args.dtype, args.device)
-    with tqdm(total=small.STEPS, desc="base model", unit="update", leave=False) as bar:
-        model, tokenizer = small.base_model(args.seed, tick=bar.update)
-    return model.config, tokenizer, lambda: model.to(args.device, getattr(torch, args.dtype))
-
-
-def recipe_of(args) -> Recipe:
-    """The Recipe that the flags describe. ValueError, in the flags' own words, for flags that contradict one another."""
-    given = {f.name: getattr(args, f.name if f.name != "negatives" else "k") for f in fields(Recipe)}
-    if args.inside_backward and (args.batch > args.micro_batch or args.pass_tokens or args.clip):
-        raise ValueError("--inside-backward updates in one pass, before the whole gradient is known: give --micro-batch as large "
-                         f"as --batch ({args.batch}), and neither --pass-tokens nor --clip")
-    return Recipe(**given | {"clip": args.clip or (math.inf if args.inside_backward else 1.0)})
-
-
-def adapters_of(args) -> memory.Adapters | None:
-    if args.lora_rank is None:
-        if args.lora_alpha or args.lora_targets:
-            raise ValueError("--lora-alpha and --lora-targets describe adapters; give --lora-rank too, such as 16")
-        return None
-    targets = tuple(args.lora_targets.split(",")) if args.lora_targets else lora.TARGETS
-    return memory.Adapters(args.lora_rank, args.lora_alpha or 2.0 * args.lora_rank, targets)
-
-
-def check_disk(out: Path, parameters: list[Tensor], moments: int, every: int) -> None:
-    """ValueError now, and not at the first checkpoint, if the run folder cannot be written or the disk is too full.
-
-    A checkpoint is written beside the last one.
-    """
-    kept = (out / "checkpoint.safetensors").stat().st_size if (out / "checkpoint.safetensors").exists() else 0
-    checkpoint = moments + sum(p.nbytes for p in parameters if p.requires_grad)
-    need = sum(p.nbytes for p in parameters) + (2 * checkpoint - kept if every else 0)
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"{there} is {'read-only' if there.is_dir() else 'a file'}; name another folder as --out")
-    free = shutil.disk_usage(there).free
-    if need > free:
-        raise ValueError(f"the model and its checkpoints need {need / memory.GIB:.2f} GiB of disk, and {there} has "
-                         f"{free / memory.GIB:.2f} GiB free; give another --out, or --checkpoint-every 0 to keep none")
-
-
-def advice(args) -> str:
-    """The flags that would need less memory and are not given yet, the cheapest first."""
-    ways = {"--activation-checkpointing": not args.activation_checkpointing, "--micro-batch 1": args.micro_batch > 1,
-            "--dtype bfloat16": args.dtype != "bfloat16", "--moments bfloat16": args.moments != "bfloat16" and not args.lora_rank,
-            "a smaller --max-len": True, "--lora-rank 16": args.lora_rank is None}
-    return ", ".join(flag for flag, helps in ways.items() if helps)
-
-
-def check_pool(model, examples: list[Example], path: str | None) -> None:
-    """ValueError if the log-probs that came with the negatives are those of another model: asked again for a few of them."""
-    some = [e for e in examples if e.ref_logps and any(l is not None for l in e.ref_logps)][:4]
-    again = [replace(e, ref_logps=None) for e in some]
-    add_reference(model, again, progress=False)
-    pairs = [(old, new, len(a)) for e, f in zip(some, again, strict=True)
-             for old, new, a in zip(e.ref_logps, f.ref_logps, e.answers, strict=True) if old is not None]
-    off = sum(abs(old - new) for old, new, _ in pairs) / max(1, sum(n for _, _, n in pairs))
-    if off > 0.1:                                   # nats per token; rounding in bf16 makes a few hundredths
-        raise ValueError(f"the log-probs in {path} are not those of --model ({off:.2f} nats per token off): draw the negatives "
-                         'from this model, or delete "ref_logps" from the file, and they are computed')
-
-
-def stored_reference(path: Path, model, examples: list[Example]) -> None:
-    """The reference's log-probs from the file of an earlier start of this run, or computed now and written there."""
-    try:
-        for e, ref_logps in zip(examples, json.loads(path.read_text()), strict=True):
-            e.ref_logps = [float(x) for x in ref_logps]
-    except (OSError, ValueError, TypeError):    # not there yet, or damaged: the model is not trained yet, so ask it again
-        add_reference(model, examples)
-        write_text(path, json.dumps([e.ref_logps for e in examples]) + "\n")
-
-
-def check_same_run(out: Path, config: dict) -> None:
-    """Resuming must not mix two runs: the arguments and the data files must be those the run began with."""
-    try:
-        old = json.loads((out / "config.json").read_text())
-    except FileNotFoundError:
-        raise ValueError(f"nothing to resume: {out / 'config.json'} does not exist; drop --resume to start a run there") from None
-    except ValueError:
-        old = None
-    if not isinstance(old, dict):
-        raise ValueError(f"{out / 'config.json'} is damaged; start again with another --out")
-    free = {"resume", "out", "data", "negatives", "device", "threads", "checkpoint_every"}      # files may move, not change
-    for key in sorted(set(old) | set(config)):
-        if key not in free and old.get(key) != config.get(key):
-            what = f"the file given as --{key.split('_')[0]} has changed" if key.endswith("sha256") else \
-                f"--{key.replace('_', '-')} was {old.get(key)} and is now {config.get(key)}"
-            raise ValueError(f"cannot resume {out}: {what} since the run began")
-
-
-def finished_lines(log: Path, start: int) -> list[str]:
-    """The log of the updates that the checkpoint contains. ValueError if some of it is gone: a log with holes would mislead."""
-    lines = log.read_text(encoding="utf-8").split("\n")[:start] if start and log.exists() else []
-    try:
-        whole = [json.loads(line)["step"] for line in lines] == list(range(1, start + 1))
-    except (ValueError, TypeError, KeyError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{log} does not hold the {start} updates of the checkpoint beside it; start again with another --out")
-    return lines
-
-
-def train_with_checkpoints(model, method, examples, recipe, optimizer, start, every, checkpoint: Path, log: Path) -> None:
-    """The loop, its log and its checkpoints; Ctrl-C and SIGTERM finish the update, save, and raise Interrupted."""
-    write_text(log, "".join(line + "\n" for line in finished_lines(log, start)))
-    stop = False
-
-    def ask_to_stop(*_):
-        nonlocal stop
-        if stop:
-            raise KeyboardInterrupt             # the second Ctrl-C does not wait
-        stop = True
-
-    previous = {name: signal.signal(name, ask_to_stop) for name in (signal.SIGINT, signal.SIGTERM)}  # clusters send the second
-    updates = recipe.updates(len(examples))
-    try:
-        with open(log, "a", encoding="utf-8") as file, tqdm(total=updates, initial=start, desc="train", unit="update") as bar:
-            for record in fit(model, method, examples, recipe, optimizer, start):
-                file.write(json.dumps(record) + "\n")
-                file.flush()
-                bar.set_postfix(loss=f"{record['loss']:.4g}", refresh=False)
-                bar.update()
-                if every and (stop or record["step"] % every == 0 or record["step"] == updates):
-                    os.fsync(file.fileno())
-                    save_checkpoint(checkpoint, model, optimizer, method, record["step"])
-                if stop and record["step"] < updates:
-                    raise Interrupted(f"stopped after update {record['step']} of {updates}; " + (
-                        "the same command with --resume goes on from there" if every else "nothing is kept, as you asked"))
-    finally:
-        for name, handler in previous.items():
-            signal.signal(name, handler)
+    print(f"done: {out / 'model'}{also}")

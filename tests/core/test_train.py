@@ -16,7 +16,6 @@ from minialign.logps import add_reference
 from minialign.methods import build_method
 from minialign.optim import AdamW
 from minialign.train import Diverged, Recipe, batches, fit, gradient, passes, pick_answers
-from minialign.verbs.train import check_data, load_checkpoint, save_checkpoint
 
 
 def pairs(n=12, seed=0):
@@ -82,34 +81,6 @@ def test_activation_checkpointing_and_token_budgets_change_nothing(model, name):
         torch.testing.assert_close(other, results[0])
 
 
-@pytest.mark.parametrize("name", ["dft2", "ift"])
-def test_resuming_continues_bit_for_bit(model, name, tmp_path):
-    """Ten updates, against four, a checkpoint, a new process's worth of fresh objects, and six more."""
-    model = model.float()
-    examples, recipe = pairs(), Recipe(epochs=2, batch=3, negatives=1, lr=1e-2)
-    whole, start = copy.deepcopy(model), copy.deepcopy(model)
-    expected = list(fit(whole, build_method(name, {}, 12), examples, recipe))
-    method, optimizer = build_method(name, {}, 12), AdamW(dict(model.named_parameters()))
-    for record in fit(model, method, examples, recipe, optimizer):
-        if record["step"] == 5:
-            save_checkpoint(tmp_path / "c.safetensors", model, optimizer, method, 5)
-            break
-    method, optimizer = build_method(name, {}, 12), AdamW(dict(start.named_parameters()))
-    step = load_checkpoint(tmp_path / "c.safetensors", start, optimizer, method)
-    rest = list(fit(start, method, examples, recipe, optimizer, step))
-    assert [r["loss"] for r in rest] == [r["loss"] for r in expected[5:]]
-    assert all(torch.equal(a, b) for a, b in zip(parameters(whole).values(), parameters(start).values(), strict=True))
-
-
-def test_a_damaged_checkpoint_is_named(model, tmp_path):
-    path = tmp_path / "c.safetensors"
-    method, optimizer = METHODS["sft"](), AdamW(dict(model.named_parameters()))
-    save_checkpoint(path, model, optimizer, method, 1)
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="c.safetensors is not a checkpoint of this run"):
-        load_checkpoint(path, model, optimizer, method)
-
-
 def test_every_epoch_sees_every_example_once_in_an_order_of_its_own():
     examples, recipe = pairs(10), Recipe(epochs=2, batch=4)
     epochs = {0: [], 1: []}
@@ -153,12 +124,6 @@ def test_the_reference_is_the_model_before_training(model):
 def test_a_hyper_parameter_of_another_method_is_refused():
     with pytest.raises(ValueError, match="asft has no --tau; its hyper-parameters: --beta-odds, --lam"):
         build_method("asft", {"tau": 1.0}, 3)
-
-
-@pytest.mark.parametrize("name, sentence", [("asft", "asft needs pairs"), ("dft", "minialign sample"), ("rrhf", "rewards")])
-def test_data_that_lacks_what_the_method_compares_is_refused(name, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        check_data(name, [replace(e, answers=e.answers[:1]) for e in pairs(2)], "plain.jsonl", None)
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"lr": -1.0}, {"warmup": 1.5}, {"negatives": 0},

@@ -1,0 +1,138 @@
+"""What lets a killed run go on: its checkpoint, its log, its reference, its identity.
+
+All that the next update depends on is in the checkpoint, so on the CPU a run that is resumed ends
+bit for bit like one that never stopped.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from minialign.data import Example
+from minialign.files import write_json, write_tensors
+from minialign.methods import Method
+from minialign.optim import AdamW
+
+# Flags that may differ when a run is resumed. Files may have moved: what is in them is compared by
+# digest.
+FREE = {"resume", "out", "data", "negatives", "device", "threads", "checkpoint_every"}
+
+
+# ---------------------------------------------------------------------------- the checkpoint
+
+
+def save_checkpoint(path: Path, model, optimizer: AdamW, method: Method, step: int) -> None:
+    """Everything the next update depends on, in one file that replaces the last one as a whole."""
+    tensors = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    tensors |= {f"optimizer.{name}": x for name, x in optimizer.state_dict().items()}
+    tensors |= {f"method.{name}": x for name, x in method.state_dict().items()}
+    write_tensors(path, tensors, {"step": str(step)})
+
+
+def load_checkpoint(path: Path, model, optimizer: AdamW, method: Method) -> int:
+    """Put everything back and return the number of finished updates.
+
+    ValueError if the file is not a checkpoint of this run.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}
+            step = int(file.metadata()["step"])
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                p.data.copy_(state[f"model.{name}"])
+        optimizer.load_state_dict(with_prefix(state, "optimizer."))
+        method.load_state_dict(with_prefix(state, "method."))
+    except (SafetensorError, KeyError, RuntimeError, TypeError, OSError) as error:
+        raise ValueError(
+            f"{path} is not a checkpoint of this run ({error}); start again with another --out"
+        ) from None
+    return step
+
+
+def with_prefix(state: dict, prefix: str) -> dict:
+    """The tensors whose name begins so, under the rest of their name."""
+    return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
+
+
+# ---------------------------------------------------------------------------- the reference
+
+
+def read_reference(path: Path, examples: list[Example]) -> bool:
+    """Give the examples the reference log-probs that an earlier start of this run has stored.
+
+    False if there are none, or if the file is damaged: the model is not trained yet, so it can be
+    asked again.
+    """
+    stored = []
+    try:
+        for e, ref_logps in zip(examples, json.loads(path.read_text()), strict=True):
+            stored.append([float(l) for _, l in zip(e.answers, ref_logps, strict=True)])
+    except (OSError, ValueError, TypeError):
+        return False
+    for e, ref_logps in zip(examples, stored, strict=True):
+        e.ref_logps = ref_logps
+    return True
+
+
+def write_reference(path: Path, examples: list[Example]) -> None:
+    """Store one list of log-probs per example, one for each of its answers."""
+    write_json(path, [e.ref_logps for e in examples])
+
+
+# ---------------------------------------------------------------------------- the same run
+
+
+def fingerprint(path: str | None) -> str | None:
+    """A digest of a data file, so that a resumed run can tell whether it is still the same."""
+    if path is None:
+        return None
+    if not Path(path).is_file():
+        what = "is a folder" if Path(path).is_dir() else "no such file"
+        raise FileNotFoundError(f"{what}: {path}; give a JSONL file, one JSON object per line")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def check_same_run(out: Path, config: dict) -> None:
+    """ValueError unless the flags and the data files are those that the run in `out` began with."""
+    file = out / "config.json"
+    try:
+        old = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"nothing to resume: {file} does not exist; drop --resume to start a run there"
+        ) from None
+    except ValueError:
+        old = None
+    if not isinstance(old, dict):
+        raise ValueError(f"{file} is damaged; start again with another --out")
+    for key in sorted(old.keys() | config.keys()):
+        if key in FREE or old.get(key) == config.get(key):
+            continue
+        if key.endswith("sha256"):
+            what = f"the file given as --{key.removesuffix('_sha256')} has changed"
+        else:
+            what = f"--{key.replace('_', '-')} was {old.get(key)} and is now {config.get(key)}"
+        raise ValueError(f"cannot resume {out}: {what} since the run began")
+
+
+def finished_lines(log: Path, start: int) -> list[str]:
+    """The lines of the log that belong to the `start` updates in the checkpoint.
+
+    ValueError if some of them are gone: a log with holes would mislead.
+    """
+    lines = []
+    if start > 0 and log.exists():
+        lines = log.read_text(encoding="utf-8").split("\n")[:start]
+    try:
+        steps = [json.loads(line)["step"] for line in lines]
+    except (ValueError, TypeError, KeyError):
+        steps = None
+    if steps != list(range(1, start + 1)):
+        raise ValueError(
+            f"{log} does not hold the {start} updates of the checkpoint beside it; "
+            "start again with another --out"
+        )
+    return lines

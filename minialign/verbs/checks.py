@@ -1,0 +1,109 @@
+"""What `minialign train` refuses before it writes anything: data, memory, disk, a foreign pool."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from minialign.bench.sheet import GIB
+from minialign.data import Example
+from minialign.logps import add_reference
+from minialign.methods import METHODS
+
+MISSING = {
+    "rejected": 'pairs: rows {"prompt", "chosen", "rejected"}, or answers of the model itself with '
+                "--negatives (made by 'minialign sample')",
+    "negatives": "answers of the model itself: make them with 'minialign sample --model … --data … "
+                 "--out negatives.jsonl', pass --negatives",
+    "rewards": 'a score for every answer: rows {"prompt", "responses": [text, …], '
+               '"rewards": [number, …]}',
+}
+
+
+def check_data(name: str, examples: list[Example], path: str, negatives: str | None) -> None:
+    """ValueError if the data lack what the method compares, naming the first line that does."""
+    method = METHODS[name]
+    if "negatives" in method.needs and negatives is None:
+        raise ValueError(f"{name} needs {MISSING['negatives']}")
+    for e in examples:
+        where = e.text.get("where", path)
+        if "rejected" in method.needs and len(e.answers) < 2:
+            raise ValueError(f"{name} needs {MISSING['rejected']}; {where} has none")
+        if "rewards" in method.needs and (len(e.answers) < 2 or e.rewards is None):
+            raise ValueError(f"{name} needs {MISSING['rewards']}; {where} has none")
+        if not e.answers[0] and not method.allows_unpaired:
+            others = ", ".join(other for other, m in METHODS.items() if m.allows_unpaired)
+            raise ValueError(
+                f"{where} is unpaired (label: false); {name} needs a wanted answer in every row; "
+                f"methods that do not: {others}"
+            )
+
+
+def advice(flags) -> str:
+    """The flags that would need less memory and are not given yet, the cheapest first."""
+    ways = []
+    if not flags.activation_checkpointing:
+        ways.append("--activation-checkpointing")
+    if flags.micro_batch > 1:
+        ways.append("--micro-batch 1")
+    if flags.dtype != "bfloat16":
+        ways.append("--dtype bfloat16")
+    if flags.moments != "bfloat16" and not flags.lora_rank:
+        ways.append("--moments bfloat16")
+    ways.append("a smaller --max-len")
+    if not flags.lora_rank:
+        ways.append("--lora-rank 16")
+    return ", ".join(ways)
+
+
+def check_disk(out: Path, parameters: list[Tensor], moments: int, every: int) -> None:
+    """ValueError now, and not at the first checkpoint, if the run cannot be written to `out`.
+
+    moments   bytes that the optimizer keeps
+    every     updates between checkpoints; 0 for none
+    """
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name another folder as --out")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{folder} is read-only; name another folder as --out")
+
+    # A checkpoint is written beside the last one, which is there already if the run is resumed.
+    need = sum(p.nbytes for p in parameters)
+    if every:
+        need += 2 * (moments + sum(p.nbytes for p in parameters if p.requires_grad))
+        last = out / "checkpoint.safetensors"
+        if last.exists():
+            need -= last.stat().st_size
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise ValueError(
+            f"the model and its checkpoints need {need / GIB:.2f} GiB of disk, and {folder} has "
+            f"{free / GIB:.2f} GiB free; give another --out, or --checkpoint-every 0 to keep none"
+        )
+
+
+def check_pool(model, examples: list[Example], path: str | None) -> None:
+    """ValueError if the log-probs that came with the negatives are those of another model.
+
+    A few examples are asked again. Rounding in bfloat16 makes a few hundredths of a nat per token.
+    """
+    some = [e for e in examples if e.ref_logps and any(l is not None for l in e.ref_logps)][:4]
+    again = [replace(e, ref_logps=None) for e in some]
+    add_reference(model, again, progress=False)
+    off, tokens = 0.0, 0
+    for e, fresh in zip(some, again, strict=True):
+        for answer, old, new in zip(e.answers, e.ref_logps, fresh.ref_logps, strict=True):
+            if old is not None:
+                off += abs(old - new)
+                tokens += len(answer)
+    if tokens and off / tokens > 0.1:
+        raise ValueError(
+            f"the log-probs in {path} are not those of --model ({off / tokens:.2f} nats per token "
+            'off): draw the negatives from this model, or delete "ref_logps" from the file, and '
+            "they are computed"
+        )

@@ -1,0 +1,38 @@
+"""What --model names: a model folder, or `small`, the small GPT that the methods race with.
+
+The shape and the tokenizer of either are known before its weights are read; train needs them first.
+"""
+
+import torch
+from tqdm import tqdm
+
+from minialign.hf.folders import check_device, load_weights, model_folder, read_config
+from minialign.hf.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
+from minialign.lab import small, tasks
+from minialign.model import Config, Transformer
+
+SMALL = "small"             # a folder that is really called so can be given as ./small
+
+
+def shape_and_tokenizer(name: str) -> tuple[Config, Tokenizer]:
+    """What is known of a model before its weights are read."""
+    if name == SMALL:
+        tokenizer = byte_tokenizer(tasks.WORDS)
+        return tasks.small_config(tokenizer.vocab_size), tokenizer
+    return read_config(name), load_tokenizer(model_folder(name))
+
+
+def read_weights(name: str, config: Config, dtype: str, device: str, seed: int = 0) -> Transformer:
+    """The model. The small GPT of a seed is trained first, in half a minute, unless cached."""
+    if name != SMALL:
+        return load_weights(name, config, dtype, device)
+    check_device(device)
+    with tqdm(total=small.STEPS, desc="base model", unit="update", leave=False) as bar:
+        model, _ = small.base_model(seed, tick=bar.update)
+    return model.to(device, getattr(torch, dtype))
+
+
+def open_model(name: str, dtype: str, device: str, seed: int = 0) -> tuple[Transformer, Tokenizer]:
+    """Both at once, for the verbs that do not train."""
+    config, tokenizer = shape_and_tokenizer(name)
+    return read_weights(name, config, dtype, device, seed), tokenizer
