@@ -1,7 +1,9 @@
 """Writing files so that a crash leaves the old file or the new one, never half of either."""
 
 import errno
+import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,3 +65,15 @@ def write_tensors(path, tensors: dict, metadata: dict[str, str] | None = None) -
 def write_text(path, text: str) -> None:
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def write_json(path, value, indent: int | None = None) -> None:
+    """Write a value as JSON, in one line unless there is an `indent`.
+
+    The path "-" stands for standard output, as in the --json flags.
+    """
+    text = json.dumps(value, indent=indent) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+    else:
+        write_text(path, text)

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -20,9 +21,10 @@ from minialign.hf.tokenizer import byte_tokenizer
 from minialign.lab import arena
 from minialign.lab.arena import RECIPE, Run
 from minialign.lab.small import tasks
-from minialign.lab.studies import STUDIES, balance, cost, dft, exact, ift, lab, shootout
-from minialign.lab.studies.lab import CONTROL, HOLDS, NOT, OPEN, Better, Difference, Lab
-from minialign.methods import METHODS
+from minialign.lab.race import CONTROL, Difference
+from minialign.lab.studies import STUDIES, balance, cost, dft, exact, ift, lab
+from minialign.lab.studies.lab import HOLDS, NOT, OPEN, TRAINED_FOR, Better, Lab
+from minialign.methods import METHODS, build_method
 
 SEEDS = 4
 
@@ -76,7 +78,7 @@ OPPOSITES = [   # study, marks by setting, verdict, and what else must change wi
     ("tau", {}, NOT),
     ("tau", {"dft τ 1.5": {"right": 0.9}}, NOT),
     ("methods", {"dft": {"right": 0.9}}, HOLDS),
-    ("methods", {"dft": {"right": 0.9, "average": 0.2}}, lab.ONLY_TRAINED),
+    ("methods", {"dft": {"right": 0.9, "average": 0.2}}, f"holds only {TRAINED_FOR}"),
     ("methods", {"noisy dft": {"right": 0.9}}, "holds only if labels are wrong"),
     ("methods", {"dft": {"right": 0.3}}, NOT),
     ("lr", {"noisy dft": {"right": 0.9, "average": 0.1}},
@@ -89,7 +91,7 @@ OPPOSITES = [   # study, marks by setting, verdict, and what else must change wi
      "holds only for DPO and only for gradients with respect to probabilities"),
     ("balance", {"base": {"right": 0.6, "wrong": 0.3}}, NOT),
     ("beta", {}, HOLDS),
-    ("beta", {"clean β 1": {"agree": 0.6}}, lab.ONLY_TRAINED),
+    ("beta", {"clean β 1": {"agree": 0.6}}, f"holds only {TRAINED_FOR}"),
     ("beta", {"β 1": {"right": 0.2}}, NOT),
     ("init", {"untrained, dpo": {"right": 0.1}, "untrained, orpo": {"right": 0.3}}, HOLDS),
     ("init", {"untrained, dpo": {"right": 0.1}}, "holds only against DPO"),
@@ -118,7 +120,8 @@ def test_the_sentence_quotes_the_numbers_and_the_picture_is_drawn(name, tmp_path
                                                      "dpo": {"good_logp_change": right, "wrong": right},
                                                      "spin": {"wanted_change": right}})) for right in (0.7, 0.8))
     assert one.sentence != other.sentence
-    assert one.draw(tmp_path) == tmp_path / f"study_{name}.png" and (tmp_path / f"study_{name}.png").stat().st_size > 10_000
+    picture = one.draw(folder=tmp_path, name=f"study_{name}")
+    assert picture == tmp_path / f"study_{name}.png" and picture.stat().st_size > 10_000
     assert STUDIES[name].claim in one.report(name, STUDIES[name], Pretend(tmp_path, {}))
 
 
@@ -178,22 +181,11 @@ def test_gradient_ratios_are_those_of_the_losses_typed_again(p_w, p_l):
     assert balance.gradient_ratios("dpo", p_w, p_l) == pytest.approx((p_w / p_l, 1.0))
 
 
-def test_the_meter_counts_what_is_alive_at_once():
-    with cost.Meter() as meter:
-        a = torch.zeros(1000)
-        b = a + 1
-        del a
-        c = b.view(10, 100)                     # the same storage
-        d = torch.zeros(500)
-        assert meter.now == 4 * 1500
-    assert meter.peak == 4 * 2000 and c.shape == (10, 100) and d.shape == (500,)
-
-
 def test_a_reference_in_memory_costs_its_parameters_and_a_stored_one_nothing(monkeypatch):
     monkeypatch.setattr(cost, "SHAPE", cost.Config(vocab_size=64, n_layer=1, n_head=2, d_model=32, d_mlp=64, max_len=64))
     parameters = 4 * sum(p.numel() for p in cost.Transformer(cost.SHAPE).parameters())
-    asft, stored, live = (cost.peak_bytes(lambda args=args: cost.stepper(0, *args))
-                          for args in (("asft", {}), ("dpo", {}, "stored"), ("dpo", {}, "in memory")))
+    asft, stored, live = (cost.peak_bytes(partial(cost.stepper, 0, *how))
+                          for how in (("asft", {}), ("dpo", {}, "stored"), ("dpo", {}, "in memory")))
     assert abs(stored - asft) < 0.01 * asft and live - stored == pytest.approx(parameters, rel=0.01)
 
 
@@ -247,9 +239,9 @@ def test_pairs_have_the_other_number_as_the_rejected_answer():
 
 
 def test_a_run_takes_a_variant_by_its_class_and_starts_where_it_is_told():
-    method = arena.method_of(Run(dft.FloorOnly, {"gamma": 0.8}), 7)
+    method = build_method(dft.FloorOnly, {"gamma": 0.8}, 7)
     assert isinstance(method, dft.FloorOnly) and method.gamma == 0.8 and len(method.log_u) == 7
-    assert arena.method_of(Run(ift.RandomGuesses), 7).lam == 0.2
+    assert build_method(ift.RandomGuesses, {}, 7).lam == 0.2
     examples, base = [Example(i, [1, 2], [[3, 4]]) for i in range(4)], tiny_model()
     models = {init: arena.starting_point(init, base, examples, RECIPE) for init in ("base", "untrained", "sft")}
     assert torch.equal(models["base"].head, base.head) and models["base"].head is not base.head
@@ -261,8 +253,10 @@ def test_a_run_takes_a_variant_by_its_class_and_starts_where_it_is_told():
 
 
 def test_the_control_has_three_times_the_updates():
-    runs = lab.sft_and_control(noise=0.3)
-    assert runs[CONTROL].recipe.updates(512) == 3 * runs["sft"].recipe.updates(512) and runs[CONTROL].noise == 0.3
+    runs = lab.under_both(lab.sft_and_control())
+    sft, control = runs["noisy sft"], runs[f"noisy {CONTROL}"]
+    assert control.recipe.updates(512) == 3 * sft.recipe.updates(512)
+    assert sft.noise == control.noise == 0.3
 
 
 def test_learning_rates_are_tuned_on_other_seeds(tmp_path):
@@ -273,7 +267,7 @@ def test_learning_rates_are_tuned_on_other_seeds(tmp_path):
             asked.append(seeds)
             return super().run(runs, seeds)
 
-    findings = shootout.lr(Noted(tmp_path, {"dft 0.001": {"right": 0.9}}))
+    findings = dft.lr(Noted(tmp_path, {"dft 0.001": {"right": 0.9}}))
     assert not set(asked[0]) & set(range(SEEDS)) and asked[1] is None
     assert "dft 0.001" in findings.sentence
 

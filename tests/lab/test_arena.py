@@ -9,12 +9,11 @@ from safetensors.torch import save_file
 
 from minialign.__main__ import main
 from minialign.hf.tokenizer import byte_tokenizer
-from minialign.lab import arena, small, tasks
+from minialign.lab import arena, race, small, tasks
 from minialign.lab.arena import Exam, Run, fine_tuning_data, fine_tuning_questions, run_all
 from minialign.lab.small import base_model, base_path, base_training
 from minialign.stats import mean_interval, show, table
 from minialign.train import Recipe
-from minialign.verbs import compare
 
 SHORT = Recipe(epochs=1, batch=64, micro_batch=64, lr=1e-3, negatives=2)
 
@@ -116,20 +115,6 @@ def test_marks_are_what_sampling_would_give(tokenizer, cache):
     assert marks["right"] + marks["wrong"] + marks["garbage"] == pytest.approx(1)
 
 
-def test_the_base_model_is_trained_once_and_a_damaged_cache_is_made_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(small, "STEPS", 2)
-    ticks = []
-    first, _ = base_model(5, tmp_path, lambda: ticks.append(1))
-    again, _ = base_model(5, tmp_path, lambda: ticks.append(1))
-    assert len(ticks) == 2
-    path = base_path(5, tmp_path)
-    path.write_bytes(path.read_bytes()[:1000])
-    anew, _ = base_model(5, tmp_path, lambda: ticks.append(1))
-    assert len(ticks) == 4
-    for other in again, anew:
-        torch.testing.assert_close(dict(other.named_parameters()), dict(first.named_parameters()), rtol=0, atol=0)
-
-
 def test_a_run_is_a_function_of_its_seed_and_its_arguments(cache):
     runs = {"a": Run("dft", recipe=SHORT), "b": Run("dft", recipe=SHORT), "noisy": Run("dft", noise=0.3, recipe=SHORT)}
     base, results = run_all(runs, [0, 1], cache)
@@ -141,16 +126,16 @@ def test_a_run_is_a_function_of_its_seed_and_its_arguments(cache):
 
 
 def test_compare_prints_a_table_writes_its_numbers_and_draws_its_pictures(cache, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "RECIPE", SHORT)
+    monkeypatch.setattr(race, "RECIPE", SHORT)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "cache").symlink_to(cache)
     written = ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "n.json")]
     assert main(["compare", "--seeds", "2", "--methods", "sft,dft2", *written]) == 0
     out = capsys.readouterr().out
     numbers = json.loads((tmp_path / "n.json").read_text())
-    assert set(numbers) == {"clean", "noisy"} and set(numbers["clean"]) == {"base", "sft", compare.CONTROL, "dft2"}
+    assert set(numbers) == {"clean", "noisy"} and set(numbers["clean"]) == {"base", "sft", race.CONTROL, "dft2"}
     for condition in numbers.values():
-        assert set(condition["dft2"]) == set(compare.METRICS) and all(len(v) == 2 for v in condition["dft2"].values())
+        assert set(condition["dft2"]) == set(race.MARKS) and all(len(v) == 2 for v in condition["dft2"].values())
     assert show(numbers["noisy"]["dft2"]["right"]) in out and "more questions right than sft" in out
     for picture in "outcomes", "curves":
         assert (tmp_path / "out" / f"{picture}.png").stat().st_size > 10_000
@@ -158,14 +143,14 @@ def test_compare_prints_a_table_writes_its_numbers_and_draws_its_pictures(cache,
 
 def test_the_sentence_follows_the_numbers():
     def results(gain):
-        marks = {"right": 0.5, "agree": 0.9}
-        sft = [{k: v + 0.01 * s for k, v in marks.items()} for s in range(3)]
-        dft = [{**m, "right": m["right"] + gain + 0.001 * s} for s, m in enumerate(sft)]
-        return {condition: {"base": sft, "sft": sft, "dft": dft} for condition in compare.CONDITIONS}
+        sft = {"right": [0.5, 0.51, 0.52], "agree": [0.9, 0.91, 0.92]}
+        right = [0.5 + gain, 0.511 + gain, 0.522 + gain]
+        by_method = {"base": sft, "sft": sft, "dft": sft | {"right": right}}
+        return {condition: by_method for condition in race.CONDITIONS}
 
-    assert "(better)" in compare.sentence(results(0.2)) and "+0.2" in compare.sentence(results(0.2))
-    assert "(worse)" in compare.sentence(results(-0.2))
-    assert "(no clear difference)" in compare.sentence(results(-0.001))
+    assert "(better)" in race.sentence(results(0.2)) and "+0.2" in race.sentence(results(0.2))
+    assert "(worse)" in race.sentence(results(-0.2))
+    assert "(no clear difference)" in race.sentence(results(-0.001))
 
 
 def test_intervals_are_students_t():
