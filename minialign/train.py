@@ -63,9 +63,8 @@ def head_pass(states: Tensor, head: Tensor, method: Method, batch: Batch, learn_
         # Weigh: the method turns them into its loss and one weight per token, by hand.
         part_loss, weights, info = method.weigh(logps, part)                         # (), (A, b, T)
 
-        # Push: a weight is the whole gradient at its token's logits. Logits are h · headᵀ, so it
-        # goes on
-        # to each of the two factors through the other one; then the logits are forgotten.
+        # Push: a weight is the whole gradient at its token's logits. Logits are h · headᵀ, so the
+        # gradient goes on to each factor through the other one. Then the logits are forgotten.
         d_logits = logit_gradient(log_p, targets, weights[mask]).to(head.dtype)         # (N, V)
         d_states.index_add_(0, source, (d_logits @ head).to(d_states.dtype))
         if learn_head and d_head.dtype == d_logits.dtype:
@@ -108,7 +107,6 @@ def fused_pass(model, method: Method, batch: Batch) -> tuple[Tensor, Tensor, dic
         states, head.detach(), method, batch, learn_head=head.requires_grad)
     if d_head is not None:
         head.grad = d_head.to(head.dtype) if head.grad is None else head.grad.add_(d_head)
-        del d_head                                # as large as the head; the network needs the room
 
     # Backward: from ∂loss/∂hidden on, the chain rule is autograd's business.
     hidden.backward(d_states.view_as(hidden).to(hidden.dtype))
