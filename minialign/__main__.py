@@ -180,7 +180,7 @@ VERBS = {   # verb: arguments, module and function, what it is for
     "evaluate": (Evaluate, "evaluate:run", "log-probs, perplexity, preference accuracy, "
                                            "and answers compared with the wanted ones"),
     "study": (Study, "verbs.study:main", "one claim of the papers put to the test: a table, a picture, one honest sentence"),
-    "bench": (Bench, "bench:main", "what the work costs on this machine: beside its floor, and beside TRL and transformers"),
+    "bench": (Bench, "bench.compare:run", "what the work costs on this machine: beside its floor, and beside TRL and transformers"),
     "generate": (Generate, "verbs.generate:run", "continue one prompt, or hold a conversation"),
 }
 

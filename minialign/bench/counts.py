@@ -1,37 +1,61 @@
-"""What the work of a model costs at least: multiply-adds and bytes, counted from its shape."""
+"""What the work of a model costs at least: FLOPs and bytes, counted from its shape.
 
+A multiply-add is two FLOPs.
+"""
+
+from minialign.data import Example
 from minialign.model import Config
 
 
 def layer_parameters(config: Config) -> int:
-    """Numbers in the matrices of all layers, norms and biases not counted."""
+    """Numbers in the matrices of all layers; norms and biases are not counted."""
     attention = 2 * config.d_model * config.d_head * (config.n_head + config.n_kv_head)
-    return config.n_layer * (attention + (3 if config.mlp == "swiglu" else 2) * config.d_model * config.d_mlp)
+    matrices = 3 if config.mlp == "swiglu" else 2
+    return config.n_layer * (attention + matrices * config.d_model * config.d_mlp)
 
 
 def forward_flops(config: Config, tokens: int, lengths: list[int], scored: int) -> int:
-    """One forward pass: `tokens` through the layers, attention within texts of these lengths, `scored` states through the head.
+    """One forward pass: `tokens` through the layers, and `scored` hidden states through the head.
 
-    A multiply-add counts as two. Causal attention is half a square, for scores and for values.
+    Attention works within texts of these lengths. It is causal, so its scores are half a square,
+    and so are the sums of its values.
     """
     attention = 2 * sum(n * n for n in lengths) * config.n_layer * config.n_head * config.d_head
-    return 2 * tokens * layer_parameters(config) + attention + 2 * scored * config.d_model * config.vocab_size
+    layers = 2 * tokens * layer_parameters(config)
+    return layers + attention + 2 * scored * config.d_model * config.vocab_size
 
 
-def step_flops(config: Config, method: str, batch: int, prompt: int, answer: int, answers: int) -> int:
-    """One training step, every prompt read once: backward is twice forward, and IFT goes forward once more before."""
-    tokens, lengths = batch * (prompt + answers * (answer - 1)), [prompt + answer - 1] * batch * answers
-    return (4 if method.startswith("ift") else 3) * forward_flops(config, tokens, lengths, batch * answers * answer)
+def step_flops(config: Config, examples: list[Example], forwards: int = 1) -> int:
+    """One update on these examples with a method that takes so many forward passes.
+
+    Each prompt is read once. The backward pass costs twice a forward pass.
+    """
+    tokens = scored = 0
+    lengths = []
+    for e in examples:
+        tokens += len(e.prompt)
+        for answer in e.answers:
+            tokens += len(answer) - 1                   # its last token is predicted and never read
+            scored += len(answer)
+            lengths.append(len(e.prompt) + len(answer) - 1)
+    return (forwards + 2) * forward_flops(config, tokens, lengths, scored)
 
 
 def optimizer_bytes(config: Config, width: int) -> int:
-    """What AdamW must move: reads weight, gradient and both moments, writes weight and moments; `width` bytes a weight."""
-    tables = (1 if config.tie else 2) * config.vocab_size * config.d_model
-    return (layer_parameters(config) + tables) * (3 * width + 4 * 4)
+    """What AdamW must move if a weight has `width` bytes and each of its two moments has four.
+
+    It reads weight, gradient and moments, and writes weight and moments.
+    """
+    tables = 1 if config.tie else 2
+    numbers = layer_parameters(config) + tables * config.vocab_size * config.d_model
+    return numbers * (3 * width + 4 * 4)
 
 
 def token_floor(config: Config, batch: int, context: int, width: int) -> tuple[int, int]:
-    """(FLOPs, bytes) of one new token per row behind `context` tokens: all matrices are read once, and every cached key."""
+    """(FLOPs, bytes) of one new token for each of `batch` rows that have `context` tokens already.
+
+    Every matrix and every cached key and value is read once; a number has `width` bytes.
+    """
     numbers = layer_parameters(config) + config.vocab_size * config.d_model
     cached = 2 * batch * context * config.n_layer * config.n_kv_head * config.d_head
     attention = 4 * batch * context * config.n_layer * config.n_head * config.d_head

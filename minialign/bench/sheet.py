@@ -1,19 +1,23 @@
 """What a training step will hold in memory, counted from shapes before anything is allocated.
 
-Counted for the fullest moment: between the forward and the backward pass, while the last logits are alive, with the gradients of
-earlier passes kept. A test holds the sum against the allocator's own count. Not counted: CUDA's context (about 0.5 GiB) and what
-the allocator loses between blocks.
+Counted is the fullest moment: between the forward and the backward pass, while the last logits are
+alive, with the gradients of earlier passes kept. `allocated` measures the same in a step that is
+really done, and a test holds the two together. Not counted are CUDA's own context (about 0.5 GiB)
+and what the allocator loses between blocks.
 """
 
+import json
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from minialign.data import Example, collate, longest_text
+from minialign.data import Example, collate, laid_out
 from minialign.hf import lora
 from minialign.logps import CHUNK_ELEMENTS
 from minialign.model import Config, Transformer
@@ -42,29 +46,40 @@ class Adapters:
 
 
 def load_of(examples: list[Example], recipe: Recipe) -> Load:
-    """The worst these examples can do: the longest of them together in one pass, and the one with the most response tokens."""
-    longest = sorted(examples, key=longest_text)[-recipe.micro_batch :]
-    rows = [collate(part).rows for part in passes(longest, recipe.micro_batch, recipe.pass_tokens)]
-    largest = [max(x) for x in zip(*((r.tokens.numel(), r.texts.numel(), int(r.mask.sum())) for r in rows), strict=True)]
-    return Load(*largest, max(sum(map(len, e.answers)) for e in examples))
+    """The worst that these examples can do: the largest of them meet in one update."""
+    largest = sorted(examples, key=laid_out)[-recipe.micro_batch :]
+    rows = [collate(part).rows for part in passes(largest, recipe.micro_batch, recipe.pass_tokens)]
+    return Load(
+        tokens=max(r.tokens.numel() for r in rows),
+        attended=max(r.texts.numel() for r in rows),
+        responses=max(int(r.mask.sum()) for r in rows),
+        scored=max(sum(map(len, e.answers)) for e in examples),
+    )
 
 
-def sheet(config: Config, load: Load, recipe: Recipe, dtype: str = "bfloat16", recompute: bool = False,
-          adapters: Adapters | None = None) -> dict[str, int]:
-    """Bytes of {"weights", "gradients", "optimizer", "activations", "head"} in one training step."""
+def sheet(config: Config, load: Load, recipe: Recipe, dtype: str = "bfloat16",
+          recompute: bool = False, adapters: Adapters | None = None) -> dict[str, int]:
+    """Bytes of {"weights", "gradients", "optimizer", "activations", "head"} in a training step."""
+    b = getattr(torch, dtype).itemsize
     parameters = parameters_of(config, dtype, adapters)
     learnt = [p for p in parameters if p.requires_grad]
-    kept = learnt if not recipe.inside_backward else [max(learnt, key=Tensor.numel)]      # one at a time
+    gradients = sum(p.nbytes for p in learnt)
+    if recipe.inside_backward:                                  # one gradient at a time
+        gradients = max(p.nbytes for p in learnt)
     moments = (1 if recipe.beta1 == 0 else 2) * getattr(torch, recipe.moments).itemsize
-    b = getattr(torch, dtype).itemsize
-    layer, head = layer_bytes(config, b, load), head_bytes(config, b, load, adapters is None)
+
+    layer, head = layer_bytes(config, b, load), head_bytes(config, b, load, learn=adapters is None)
     activations = config.n_layer * layer + load.tokens * norm_bytes(config, b)
-    if recompute:       # only the input of every layer; when a layer is computed again, the head's memory is free again
-        gradients = load.tokens * b * (2 * config.d_model + (2 if config.mlp == "swiglu" else 1) * config.d_mlp)
-        activations = (config.n_layer + 1) * load.tokens * b * config.d_model + max(0, layer + gradients - head)
+    if recompute:
+        # Every layer keeps its input alone. When one of them is computed again, with its gradients,
+        # the memory of the head is free again.
+        inputs = (config.n_layer + 1) * load.tokens * b * config.d_model
+        wide = 2 if config.mlp == "swiglu" else 1
+        again = layer + load.tokens * b * (2 * config.d_model + wide * config.d_mlp)
+        activations = inputs + max(0, again - head)
     return {
         "weights": sum(p.nbytes for p in parameters),
-        "gradients": sum(p.nbytes for p in kept),
+        "gradients": gradients,
         "optimizer": moments * sum(p.numel() for p in learnt),
         "activations": activations,
         "head": head,
@@ -72,7 +87,7 @@ def sheet(config: Config, load: Load, recipe: Recipe, dtype: str = "bfloat16", r
 
 
 def parameters_of(config: Config, dtype: str, adapters: Adapters | None = None) -> list[Tensor]:
-    """The parameters of a training run, on the meta device: shapes without memory."""
+    """The parameters of a training run on the meta device: shapes without memory."""
     with torch.device("meta"):
         model = Transformer(config).to(getattr(torch, dtype))
         if adapters:
@@ -81,40 +96,62 @@ def parameters_of(config: Config, dtype: str, adapters: Adapters | None = None) 
 
 
 def norm_bytes(config: Config, b: int) -> int:
-    """What a norm keeps for the backward pass, per token: its output, and for RMSNorm a float32 input and what is scaled."""
+    """What a norm keeps of a token for the backward pass; b bytes per number, here and below.
+
+    That is its output, and its input: RMSNorm keeps that once more in float32, to be scaled.
+    """
     return config.d_model * (2 * b if config.norm == "layer" else 4 + 2 * b)
 
 
 def layer_bytes(config: Config, b: int, load: Load) -> int:
-    """What one layer keeps for the backward pass; b bytes per number."""
+    """What one layer keeps for the backward pass."""
     heads, kv = config.n_head * config.d_head, config.n_kv_head * config.d_head
-    attention = b * (2 * heads + 2 * kv) + 4 * config.n_head            # q, k, v, output, logsumexp
-    mlp = b * config.d_mlp * (4 if config.mlp == "swiglu" else 2)       # gate, silu(gate), up, product; or up and gelu(up)
-    return load.attended * attention + load.tokens * (2 * norm_bytes(config, b) + b * heads + mlp)
+    attention = b * (2 * heads + 2 * kv) + 4 * config.n_head    # q, k, v, output, and a logsumexp
+    mlp = 4 if config.mlp == "swiglu" else 2    # gate, silu(gate), up, product; or up and gelu(up)
+    rest = 2 * norm_bytes(config, b) + b * heads + b * mlp * config.d_mlp
+    return load.attended * attention + load.tokens * rest
 
 
-def head_bytes(config: Config, b: int, load: Load, learnt: bool) -> int:
-    """What the fused pass holds while the last logits are alive."""
+def head_bytes(config: Config, b: int, load: Load, learn: bool) -> int:
+    """What scoring and pushing hold while the last logits are alive."""
     V, C = config.vocab_size, config.d_model
-    rows = max(load.scored, min(load.responses, CHUNK_ELEMENTS // V))   # examples go together while their logits are few
-    states = load.tokens * C * (4 + b) + rows * C * (4 + b)             # hidden states' gradient, float32; one part's states
+    rows = max(load.scored, min(load.responses, CHUNK_ELEMENTS // V))   # whose logits are together
+    d_head = 4 * V * C if learn else 0                          # float32
+    states = (load.tokens + rows) * C * (4 + b)     # ∂loss/∂states twice; and one run's states
     if b == 4:
-        return states + rows * V * 4 + learnt * V * C * 4               # log-softmax in the logits' place; the head's gradient
-    # beside them in float32; and either a float32 copy on the way there, or one part's share of the head's gradient
-    return states + rows * V * (b + 4) + learnt * V * C * 4 + max(rows * V * 4, learnt * V * C * b)
+        return states + d_head + 4 * rows * V       # log-probs and gradient in the logits' place
+
+    # In bfloat16 the logit gradient is copied to bfloat16. One run's share of the head's gradient
+    # comes in bfloat16 too, and the CPU casts it to float32 before it adds it up.
+    share = V * C * (b + 4) if learn else 0
+    return states + d_head + (4 + b) * rows * V + share
 
 
-def allocated(work: Callable) -> int:
-    """The most bytes alive at once among those that `work` allocates on the CPU: measured, to hold the sheet against."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "9")              # the profiler need not say that it starts
+def allocated(work: Callable[[], object]) -> int:
+    """The most bytes that are alive at once of those that `work` allocates on the CPU: measured."""
+    return max(size for _, size in memory_line(work))
+
+
+def memory_line(work: Callable[[], object]) -> list[tuple[float, int]]:
+    """What `work` has allocated on the CPU and not given back: (seconds, bytes) at every change.
+
+    What was there before is not counted, and neither is its release. The profiler sees every block
+    that torch's allocator gives and takes back, also inside operators and in the backward pass. The
+    trace that it exports is the only public place where they are listed in order.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")      # it need not announce that it starts
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
         work()
-    alive = most = 0
-    for event in watched.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            most = max(most, alive)
-    return most
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        watched.export_chrome_trace(str(file))
+        events = json.loads(file.read_text())["traceEvents"]
+    blocks = [event for event in events if event["name"] == "[memory]"]
+    line, alive = [(0.0, 0)], 0
+    for block in blocks:
+        alive += block["args"]["Bytes"]                 # negative where memory is given back
+        line.append(((block["ts"] - blocks[0]["ts"]) / 1e6, alive))
+    return line
 
 
 def available(device: str) -> int:
@@ -123,19 +160,21 @@ def available(device: str) -> int:
         return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo") as file:
-            return 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):                                    # not Linux: all there is
+            return 1024 * next(int(l.split()[1]) for l in file if l.startswith("MemAvailable"))
+    except (OSError, StopIteration):                    # not Linux: all there is
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def table(parts: dict[str, int]) -> str:
     """The sheet as lines of text, in GiB."""
-    return "\n".join(f"  {name:<12}{size / GIB:>9.2f} GiB" for name, size in (parts | {"total": sum(parts.values())}).items())
+    parts = {**parts, "total": sum(parts.values())}
+    return "\n".join(f"  {name:<12}{size / GIB:>9.2f} GiB" for name, size in parts.items())
 
 
 def check_fits(parts: dict[str, int], device: str, advice: str) -> None:
     """ValueError with the sheet if this much cannot be allocated."""
     total, free = sum(parts.values()), available(device)
     if total > free:
-        raise ValueError(f"a training step needs {total / GIB:.1f} GiB, and {device} has {free / GIB:.1f} GiB free:\n"
-                         f"{table(parts)}\nwhat makes it smaller: {advice}")
+        raise ValueError(f"a training step needs {total / GIB:.1f} GiB, and {device} has "
+                         f"{free / GIB:.1f} GiB free:\n{table(parts)}\n"
+                         f"what makes it smaller: {advice}")

@@ -1,17 +1,8 @@
-"""One side of a comparison, in a process of its own, so that its peak memory is its own.
+"""Our side of a comparison, in a process of its own; peers/turns.py says how it converses."""
 
-Reads what to do as a line of JSON, answers {"ready", "peak", …}, then, for every further line, does it once and answers
-{"seconds", "floor"}: the floor is measured right beside, so that what else the machine does hits both.
-"""
-
-import json
 import math
-import os
-import resource
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,6 +11,7 @@ from torch import Tensor
 
 from minialign.bench import counts
 from minialign.bench import sheet as memory
+from minialign.bench.peers.turns import Task, listen, take_turns, timed, touch
 from minialign.data import Batch, Example, collate
 from minialign.hf.families import config_to_hf
 from minialign.hf.folders import check_device, load_model, read_config, save_model
@@ -27,25 +19,27 @@ from minialign.hf.shapes import PRESETS
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.methods import METHODS, Method, build_method
 from minialign.model import Config, Transformer, wide
-from minialign.train import Recipe, fit, head_pass, split_by_logits
+from minialign.train import Recipe, fit, head_pass, pick_answers, split_by_logits
 
 
-@dataclass
-class Task:
-    """What to measure: the work, and its floor as a function that measures it or as (FLOPs, bytes) of phases in turn."""
+def build(spec: dict) -> Task:
+    """The task of a spec. Peers will be told the model's shape in transformers' words, `hf`."""
+    check_device(spec["device"])
+    task = MODES[spec["mode"]](spec)
+    task.facts["hf"] = config_to_hf(config_of(spec))
+    return task
 
-    work: Callable
-    floor: Callable[[], float] | list[tuple[float, float]] = ()         # empty: mapped files need not even be copied
-    facts: dict = field(default_factory=dict)
+
+# ------------------------------------------------------------------------------ what is worked on
 
 
 def config_of(spec: dict) -> Config:
-    if not spec["model"]:
-        return PRESETS[spec["preset"]]
-    return read_config(spec["model"])
+    if spec["model"]:
+        return read_config(spec["model"])
+    return PRESETS[spec["preset"]]
 
 
-def build(spec: dict) -> Transformer:
+def model_of(spec: dict) -> Transformer:
     """A model of this shape with random weights."""
     torch.manual_seed(0)
     with torch.device(spec["device"]):
@@ -55,121 +49,143 @@ def build(spec: dict) -> Transformer:
 def examples_of(spec: dict) -> list[Example]:
     """The prompts and answers that every side is given, folded into the vocabulary."""
     V = config_of(spec).vocab_size
-    fold = lambda ids: [i % V for i in ids]                             # noqa: E731
-    examples = [Example(i, fold(prompt), [fold(a) for a in answers]) for i, (prompt, answers) in enumerate(spec["examples"])]
-    return [replace(e, rewards=[float(-i) for i in range(len(e.answers))]) for e in examples]
+
+    def fold(numbers: list[int]) -> list[int]:
+        return [i % V for i in numbers]
+
+    examples = []
+    for index, (prompt, answers) in enumerate(spec["examples"]):
+        rewards = [-float(a) for a in range(len(answers))]
+        examples.append(Example(index, fold(prompt), list(map(fold, answers)), rewards=rewards))
+    return examples
 
 
-def method_of(spec: dict) -> Method:
+def training_of(spec: dict) -> tuple[Method, list[Example], str]:
+    """The method, the examples with the answers that it reads, and their sizes in words."""
     if spec["method"] not in METHODS:
         raise ValueError(f"no method is called {spec['method']}; choose among {', '.join(METHODS)}")
-    return build_method(spec["method"], {}, len(spec["examples"]))
+    method = build_method(spec["method"], {}, len(spec["examples"]))
+    examples = [pick_answers(e, method, 0, None) for e in examples_of(spec)]
+    P, answers = len(examples[0].prompt), examples[0].answers
+    what = f"batch {len(examples)}, prompt {P}, answers {len(answers)} × {len(answers[0])}"
+    return method, examples, what
 
 
-def recipe_of(spec: dict) -> Recipe:
-    """One pass per update. Lean: moments in bfloat16, and gradients used up at once."""
-    n = len(spec["examples"])
-    lean = {"moments": "bfloat16", "inside_backward": True, "clip": math.inf} if spec["lean"] else {}
-    return Recipe(epochs=10**6, batch=n, micro_batch=n, lr=1e-6, **lean)
+# -------------------------------------------------------------------------------------- the modes
 
 
 def head(spec: dict) -> Task:
-    """The vocabulary head on random hidden states, ours or (`who`: plain) torch's own operators on all tokens at once."""
-    config, examples = config_of(spec), examples_of(spec)
-    method = method_of(spec)
-    batch = collate(examples).to(spec["device"])
-    draw = {"dtype": getattr(torch, spec["dtype"]), "device": spec["device"]}
-    states = torch.randn(batch.rows.tokens.numel(), config.d_model, **draw)
-    weight = torch.randn(config.vocab_size, config.d_model, **draw).mul_(0.02)
+    """The vocabulary head on random hidden states: ours, or torch's operators on all at once."""
+    config, device, dtype = config_of(spec), spec["device"], getattr(torch, spec["dtype"])
+    method, examples, what = training_of(spec)
+    batch = collate(examples).to(device)
     if "reference" in method.needs:
         batch.ref_logps = torch.full(batch.mask.shape[:2], -100.0)
+    states = torch.randn(batch.rows.tokens.numel(), config.d_model, dtype=dtype, device=device)
+    weight = torch.randn(config.vocab_size, config.d_model, dtype=dtype, device=device).mul_(0.02)
+    work = plain_head if spec["who"] == "plain torch" else head_pass
 
-    cuts = [int(part.mask.sum()) for part in split_by_logits(batch, len(weight))]        # the runs ours works in
-    buffers = []
+    # The floor is three matmuls, on as many tokens at a time as ours takes, into memory that is
+    # there already.
+    sizes = [int(part.mask.sum()) for part in split_by_logits(batch, len(weight))]
+    z = weight.new_empty(max(sizes), len(weight))
+    d_states, d_weight = torch.empty_like(states), torch.empty_like(weight)
 
-    def three_matmuls() -> float:
-        if not buffers:                                                 # only now: they must not count as ours
-            n = max(cuts)
-            buffers.extend([weight.new_empty(n, len(weight)), torch.empty_like(states[:n]), torch.empty_like(weight)])
-        z, d_states, d_weight = buffers
+    def three_matmuls() -> None:
+        for n in sizes:
+            torch.mm(states[:n], weight.T, out=z[:n])
+            torch.mm(z[:n], weight, out=d_states[:n])
+            torch.mm(z[:n].T, states[:n], out=d_weight)
 
-        def floor():
-            for n in cuts:
-                torch.mm(states[:n], weight.T, out=z[:n])
-                torch.mm(z[:n], weight, out=d_states[:n])
-                torch.mm(z[:n].T, states[:n], out=d_weight)
-        return timed(floor, spec["device"])
-
-    work = head_pass if spec["who"] == "minialign" else plain_head
-    return Task(lambda: work(states, weight, method, batch), three_matmuls, {"tokens": sum(cuts)})
+    return Task(lambda: work(states, weight, method, batch), {"what": what, "tokens": sum(sizes)},
+                lambda: {"floor": timed(three_matmuls, device)})
 
 
-def plain_head(states: Tensor, weight: Tensor, method: Method, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What head_pass does, as one writes it first: all logits at once, autograd. Gradients of the states and of the weight."""
-    states, weight = (x.detach().requires_grad_() for x in (states, weight))
-    z = states[batch.rows.source[batch.mask]] @ weight.T                                            # (N, V)
-    logps = wide(z).log_softmax(-1).gather(1, batch.rows.y[batch.mask][:, None])[:, 0]
-    every = torch.zeros(batch.mask.shape, dtype=logps.dtype, device=logps.device).masked_scatter(batch.mask, logps.detach())
-    logps.backward(-method.weigh(every, batch)[1][batch.mask])
+def plain_head(
+    states: Tensor, weight: Tensor, method: Method, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """What head_pass does, as one writes it first: all logits at once, and autograd.
+
+    Returns the gradients of the states and of the weight.
+    """
+    states, weight = states.detach().requires_grad_(), weight.detach().requires_grad_()
+    z = states[batch.rows.source[batch.mask]] @ weight.T                                 # (N, V)
+    logps = wide(z).log_softmax(-1).gather(1, batch.rows.y[batch.mask][:, None])[:, 0]   # (N,)
+    every = torch.zeros(batch.mask.shape, dtype=logps.dtype, device=logps.device)        # (A, B, T)
+    every[batch.mask] = logps.detach()
+    _, weights, _ = method.weigh(every, batch)
+    logps.backward(-weights[batch.mask])
     return states.grad, weight.grad
 
 
 def step(spec: dict) -> Task:
-    """One update of `train`'s own loop: the whole step, from token lists to changed weights."""
-    config, examples = config_of(spec), examples_of(spec)
-    recipe = recipe_of(spec)
-    held = memory.sheet(config, memory.load_of(examples, recipe), recipe, spec["dtype"], spec["lean"])
-    memory.check_fits(held, spec["device"], "--lean, --batch, --len, --dtype bfloat16, or a smaller --preset")
-    model, method = build(spec), method_of(spec)
-    model.recompute = spec["lean"]
+    """One update of `train`'s own loop: all of it, from lists of tokens to changed weights."""
+    config, lean = config_of(spec), spec["lean"]
+    method, examples, what = training_of(spec)
+
+    # An update is one forward pass. Lean is how an 8 B model trains on one GPU.
+    n = len(examples)
+    recipe = Recipe(epochs=10**6, batch=n, micro_batch=n, lr=1e-6)
+    if lean:
+        recipe = replace(recipe, moments="bfloat16", inside_backward=True, clip=math.inf)
+    held = memory.sheet(config, memory.load_of(examples, recipe), recipe, spec["dtype"], lean)
+    memory.check_fits(held, spec["device"],
+                      "--lean, --batch, --len, --dtype bfloat16, or a smaller --preset")
+    model = model_of(spec)
+    model.recompute = lean
     method.prepare_data(model, examples, progress=False)
     updates = fit(model, method, examples, recipe)
-    (prompt, answers), batch = spec["examples"][0], len(examples)
-    flops = counts.step_flops(config, spec["method"], batch, len(prompt), len(answers[0]), len(answers))
+
+    # The optimizer moves its memory when the passes have done their FLOPs. Tokens are counted as
+    # peers lay them out, with the prompt in front of every answer.
+    flops = counts.step_flops(config, examples, method.forwards)
     traffic = counts.optimizer_bytes(config, model.head.itemsize)
-    tokens = sum(len(p) + len(a) for p, answers in spec["examples"] for a in answers)
-    return Task(lambda: next(updates), [(flops, 0), (0, traffic)], {"tokens": tokens, "flops": flops})
+    tokens = sum(len(e.prompt) + len(answer) for e in examples for answer in e.answers)
+    return Task(lambda: next(updates), {"what": what, "tokens": tokens, "flops": flops},
+                floor_of(spec, [(flops, 0), (0, traffic)]))
 
 
 def generate(spec: dict) -> Task:
-    """Random prompts continued by `new` tokens each, drawn among the 50 likeliest at temperature 0.7; nobody stops early."""
-    model, config = build(spec), config_of(spec)
-    prompts = torch.tensor([e.prompt for e in examples_of(spec)], device=spec["device"])            # (R, L)
-    (R, L), new = prompts.shape, spec["new"]
+    """Random prompts continued by as many tokens as their answers have; nobody stops early.
+
+    Tokens are drawn among the 50 likeliest at temperature 0.7.
+    """
+    model, examples = model_of(spec), examples_of(spec)
+    prompts = torch.tensor([e.prompt for e in examples], device=spec["device"])          # (R, L)
+    (R, L), new = prompts.shape, len(examples[0].answers[0])
     draw = torch.Generator(spec["device"]).manual_seed(0)
-    flops, traffic = counts.token_floor(config, R, L + new // 2, model.head.itemsize)
-    reading = counts.forward_flops(config, R * L, [L] * R, 0)
-    return Task(lambda: model.generate(prompts, new, 0.7, 50, generator=draw), [(reading, 0), (new * flops, new * traffic)],
-                {"tokens": R * new})
+
+    # The prompts are read once. Then come the new tokens, their context half as long as at the end.
+    reading = counts.forward_flops(model.config, R * L, [L] * R, 0)
+    flops, traffic = counts.token_floor(model.config, R, L + new // 2, model.head.itemsize)
+    return Task(lambda: model.generate(prompts, new, 0.7, 50, generator=draw),
+                {"what": f"{R} prompts of {L} tokens, {new} new ones each", "tokens": R * new},
+                floor_of(spec, [(reading, 0), (new * flops, new * traffic)]))
 
 
 def load(spec: dict) -> Task:
-    """A model folder to parameters on the device, ours or safetensors' own loader, and every page touched."""
-    folder = Path(spec["folder"])
-    files = sorted(folder.glob("*.safetensors"))
+    """A model folder to parameters on the device, by us or by safetensors' own loader.
 
-    def touch(tensors) -> None:
-        for tensor in tensors:
-            tensor.detach().view(-1).view(torch.uint8)[:: resource.getpagesize()].sum()
+    There is no floor: a file that is mapped into memory need not even be copied.
+    """
+    folder, device = Path(spec["folder"]), spec["device"]
 
-    def ours():
-        touch(load_model(folder, spec["dtype"], spec["device"])[0].parameters())
+    def work() -> None:
+        if spec["who"] == "safetensors":
+            for file in sorted(folder.glob("*.safetensors")):
+                touch(load_file(file, device).values())
+        else:
+            touch(load_model(folder, spec["dtype"], device)[0].parameters())
 
-    def theirs():
-        for file in files:
-            touch(load_file(file, spec["device"]).values())
-
-    size = sum(file.stat().st_size for file in files)
-    return Task(ours if spec["who"] == "minialign" else theirs, facts={"bytes": size})
+    return Task(work, {"what": "a folder of safetensors"})
 
 
 def write(spec: dict) -> Task:
-    """The model folder for `load`, if none was given."""
-    save_model(spec["folder"], build(spec), byte_tokenizer([]))
-    return Task(lambda: None)
+    """The folder for `load`, if none was given."""
+    return Task(lambda: save_model(spec["folder"], model_of(spec), byte_tokenizer([])))
 
 
-WAYS = {                                    # flags of train: dtype, moments, in one pass, activation checkpointing, LoRA's rank
+WAYS = {    # flags of train: dtype, moments, inside the backward pass, checkpointing, rank of LoRA
     "--dtype float32": ("float32", "float32", False, False, None),
     "--dtype bfloat16": ("bfloat16", "float32", False, False, None),
     "… --activation-checkpointing": ("bfloat16", "float32", False, True, None),
@@ -180,91 +196,46 @@ WAYS = {                                    # flags of train: dtype, moments, in
 
 
 def sheet(spec: dict) -> Task:
-    """No work at all: what a training step will hold in memory, in each of the ways there are to hold less."""
-    method_of(spec)                         # there must be such a method
-    config, examples = config_of(spec), examples_of(spec)
-    n, sheets = len(examples), {}
-    for flags, (dtype, moments, one_pass, recompute, rank) in WAYS.items():
-        recipe = Recipe(batch=n, micro_batch=n, moments=moments, inside_backward=one_pass, clip=math.inf)
-        adapters = memory.Adapters(rank, 2.0 * rank) if rank and config.pos == "rope" else None
-        if adapters or not rank:
-            sheets[flags] = memory.sheet(config, memory.load_of(examples, recipe), recipe, dtype, recompute, adapters)
-    return Task(lambda: None, facts={"sheets": sheets, "free": memory.available(spec["device"])})
+    """No work: what a training step will hold in memory, in each of the ways to hold less."""
+    config, sheets = config_of(spec), {}
+    _, examples, what = training_of(spec)
+    n = len(examples)
+    for flags, (dtype, moments, inside, recompute, rank) in WAYS.items():
+        if rank and config.pos != "rope":
+            continue                                # adapters are for layers with Llama's names
+        recipe = Recipe(batch=n, micro_batch=n, moments=moments, inside_backward=inside,
+                        clip=math.inf)
+        adapters = memory.Adapters(rank, 2.0 * rank) if rank else None
+        load = memory.load_of(examples, recipe)
+        sheets[flags] = memory.sheet(config, load, recipe, dtype, recompute, adapters)
+    facts = {"what": what, "sheets": sheets, "free": memory.available(spec["device"])}
+    return Task(lambda: None, facts)
 
 
-def timed(work: Callable, device: str) -> float:
-    began = time.perf_counter()
-    work()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+MODES = {"head": head, "step": step, "generate": generate, "load": load, "write": write,
+         "sheet": sheet}
 
 
-def machine(spec: dict) -> Callable[[], tuple[float, float]]:
-    """A function that measures (FLOP/s of a matmul, bytes/s read and written by a copy) with the buffers it keeps."""
-    n = 8192 if spec["device"].startswith("cuda") else 1536
-    draw = {"dtype": getattr(torch, spec["dtype"]), "device": spec["device"]}
-    a, b, c = (torch.ones(n, n, **draw) for _ in range(3))
-    source, target = (torch.ones(32 * n * n if n > 1536 else 2**24, **draw) for _ in range(2))
+def floor_of(spec: dict, phases: list[tuple[float, float]]) -> Callable[[], dict]:
+    """A function that measures the machine now, and says what these phases take at least.
 
-    def measure() -> tuple[float, float]:
-        rate = max(2 * n**3 / timed(lambda: torch.mm(a, b, out=c), spec["device"]) for _ in range(2))
-        return rate, max(2 * source.nbytes / timed(lambda: target.copy_(source), spec["device"]) for _ in range(2))
+    A phase is (FLOPs, bytes). It takes as long as its FLOPs at the rate of a matmul, or as its
+    bytes at the rate of a copy, whichever is longer. Phases follow one another.
+    """
+    device, dtype = spec["device"], getattr(torch, spec["dtype"])
+    n, numbers = (8192, 2**31) if device.startswith("cuda") else (1536, 2**24)
+    a, b, c = (torch.ones(n, n, dtype=dtype, device=device) for _ in range(3))
+    source, target = (torch.ones(numbers, dtype=dtype, device=device) for _ in range(2))
+
+    def measure() -> dict:
+        matmul = min(timed(lambda: torch.mm(a, b, out=c), device) for _ in range(2))
+        copy = min(timed(lambda: target.copy_(source), device) for _ in range(2))
+        rate, bandwidth = 2 * n**3 / matmul, 2 * source.nbytes / copy
+        floor = sum(max(flops / rate, traffic / bandwidth) for flops, traffic in phases)
+        return {"floor": floor, "rate": rate, "bandwidth": bandwidth}
+
     return measure
 
 
-def used(device: str, reset: bool = False) -> int:
-    """Most bytes in use since the last reset: of the GPU's allocator, else of the process (since it began, where not Linux)."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-        if reset:
-            torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-    except (OSError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def main() -> None:
-    with os.fdopen(os.dup(1), "w") as out:
-        os.dup2(2, 1)                                                   # whatever else prints: not into the conversation
-
-        def say(**facts) -> None:
-            print(json.dumps(facts), file=out, flush=True)
-
-        try:
-            spec = json.loads(sys.stdin.readline())
-            converse(spec, say)
-        except (ValueError, OSError) as error:
-            say(error=str(error))
-
-
-def converse(spec: dict, say: Callable) -> None:
-    check_device(spec["device"])
-    if spec["threads"]:
-        torch.set_num_threads(spec["threads"])
-    task = MODES[spec["mode"]](spec)
-    before = used(spec["device"], reset=True)
-    task.work()
-    facts = task.facts | {"peak": used(spec["device"]) - before, "hf": config_to_hf(config_of(spec))}
-    measure = machine(spec) if task.floor and not callable(task.floor) else None
-    if measure or task.floor:
-        (measure or task.floor)()
-    say(ready=True, **facts)
-    for _ in sys.stdin:
-        seconds = timed(task.work, spec["device"])
-        if measure:
-            rate, bandwidth = measure()
-            say(seconds=seconds, floor=sum(max(f / rate, b / bandwidth) for f, b in task.floor), rate=rate, bandwidth=bandwidth)
-        else:
-            say(seconds=seconds, **({"floor": task.floor()} if task.floor else {}))
-
-
-MODES = {"head": head, "step": step, "generate": generate, "load": load, "write": write, "sheet": sheet}
-
 if __name__ == "__main__":
-    main()
+    take_turns(build, *listen())

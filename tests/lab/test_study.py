@@ -248,7 +248,7 @@ def test_a_run_takes_a_variant_by_its_class_and_starts_where_it_is_told():
     batch = collate(examples)
     logp = {init: arena.batch_logps(model, batch).sum().item() for init, model in models.items()}
     assert logp["sft"] > logp["base"] and models["untrained"].head.std() < 0.03
-    with pytest.raises(ValueError, match="choose base, untrained or sft"):
+    with pytest.raises(ValueError, match="choose base, untrained or the name of a method"):
         arena.starting_point("else", base, examples, RECIPE)
 
 

@@ -1,4 +1,4 @@
-"""The memory sheet against what the allocator counts in a real training step, and refusals before anything is loaded."""
+"""The memory sheet against what the allocator counts in a real training step, and refusals."""
 
 import math
 from dataclasses import replace
@@ -18,37 +18,68 @@ LLAMA = Config(vocab_size=8000, n_layer=3, n_head=8, n_kv_head=4, d_model=128, d
 GPT2 = replace(LLAMA, n_kv_head=8, norm="layer", pos="learned", mlp="gelu", bias=True, tie=True)
 
 
-@pytest.mark.parametrize("dtype, recompute", [("float32", False), ("float32", True), ("bfloat16", False)])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 def test_a_step_allocates_what_the_sheet_says(config, dtype, recompute):
     torch.manual_seed(0)
     model = Transformer(config).to(getattr(torch, dtype))
     model.recompute = recompute
-    ids = lambda n: torch.randint(0, config.vocab_size, (n,)).tolist()  # noqa: E731
-    examples = [Example(i, ids(90 + i), [ids(60 + 10 * a) for a in range(3)]) for i in range(3)]
-    step = lambda: gradient(model, METHODS["asft"](), examples, 3)  # noqa: E731
-    step()                                                              # the gradients of an earlier pass are there
+
+    def ids(n: int) -> list[int]:
+        return torch.randint(0, config.vocab_size, (n,)).tolist()
+
+    examples = [Example(i, ids(90 + i), [ids(60), ids(70), ids(80)]) for i in range(3)]
+
+    def step() -> None:
+        gradient(model, METHODS["asft"](), examples, 3)
+
+    step()                                          # the gradients of an earlier pass are there
     parts = sheet(config, load_of(examples, Recipe()), Recipe(), dtype, recompute)
     assert parts["weights"] == parts["gradients"] == sum(p.nbytes for p in model.parameters())
     assert parts["activations"] + parts["head"] == pytest.approx(allocated(step), rel=0.1)
+
+
+def test_the_meter_counts_what_is_alive_at_once_beyond_what_was_there():
+    before = torch.ones(1000)                       # not counted
+
+    def work() -> None:
+        kept = before + 1                           # 4,000 bytes
+        passing = torch.ones(500)                   # 2,000 more, given back before the last 1,000
+        del passing
+        kept[:250] = torch.ones(250)
+
+    assert allocated(work) == 6000
+    assert allocated(lambda: None) == 0
+
+
+def test_the_load_counts_every_prompt_once_and_follows_the_cut_into_passes():
+    examples = [Example(i, [1] * 40, [[2] * 11] * 3) for i in range(8)]     # 70 tokens each
+    assert load_of(examples, Recipe(micro_batch=4)) == Load(4 * 70, 4 * 3 * 50, 4 * 33, 33)
+    three = Recipe(micro_batch=4, pass_tokens=210)
+    assert load_of(examples, three) == Load(210, 3 * 3 * 50, 3 * 33, 33)
+    too_few = Recipe(pass_tokens=60)                # an example that is longer goes alone
+    assert load_of(examples, too_few) == Load(70, 3 * 50, 33, 33)
 
 
 def test_the_sheet_of_an_8b_model_is_the_arithmetic_of_its_shapes():
     load, b = Load(2048, 2048, 1536, 1536), "bfloat16"
     config = PRESETS["llama3-8b"]
     full = sheet(config, load, Recipe(), b, recompute=True)
-    assert full["weights"] / 2**30 == pytest.approx(14.96, abs=0.01)            # 8.03 billion numbers of two bytes
-    assert full["optimizer"] == 4 * full["weights"]                             # two moments of four bytes
+    assert full["weights"] / 2**30 == pytest.approx(14.96, abs=0.01)    # 8.03 billion · 2 bytes
+    assert full["optimizer"] == 4 * full["weights"]                 # two moments of four bytes
     assert sheet(config, load, Recipe(moments="bfloat16"), b)["optimizer"] == 2 * full["weights"]
     assert sheet(config, load, Recipe(beta1=0.0), b)["optimizer"] == 2 * full["weights"]
     inside = Recipe(inside_backward=True, batch=1, micro_batch=1, clip=math.inf)
     assert sheet(config, load, inside, b)["gradients"] == 2 * config.vocab_size * config.d_model
     assert sheet(config, load, Recipe(), b)["activations"] > 8 * full["activations"]
-    assert sheet(PRESETS["qwen2.5-0.5b"], load, Recipe(), b)["weights"] / 1e9 == pytest.approx(0.988, abs=0.001)    # tied
+    tied = sheet(PRESETS["qwen2.5-0.5b"], load, Recipe(), b)
+    assert tied["weights"] / 1e9 == pytest.approx(0.988, abs=0.001)
 
 
 def test_adapters_cost_what_they_hold():
-    plain, adapters = sheet(LLAMA, Load(9, 9, 9, 9), Recipe()), Adapters(4, 8.0, ("q_proj", "down_proj"))
+    plain = sheet(LLAMA, Load(9, 9, 9, 9), Recipe())
+    adapters = Adapters(4, 8.0, ("q_proj", "down_proj"))
     parts = sheet(LLAMA, Load(9, 9, 9, 9), Recipe(), adapters=adapters)
     numbers = LLAMA.n_layer * 4 * (128 + 128 + 352 + 128)
     assert parts["gradients"] == 4 * numbers and parts["optimizer"] == 8 * numbers
@@ -58,6 +89,7 @@ def test_adapters_cost_what_they_hold():
 
 def test_what_does_not_fit_is_refused_with_the_sheet_and_a_way_out():
     parts = sheet(PRESETS["llama3-8b"], Load(10**6, 10**6, 10**5, 10**5), Recipe())
-    with pytest.raises(ValueError, match=r"(?s)needs .* GiB, and cpu has .*weights +14\.96 GiB.*smaller: --lora-rank 16"):
+    words = r"(?s)needs .* GiB, and cpu has .*weights +14\.96 GiB.*smaller: --lora-rank 16"
+    with pytest.raises(ValueError, match=words):
         check_fits(parts, "cpu", "--lora-rank 16")
     check_fits(sheet(LLAMA, Load(9, 9, 9, 9), Recipe()), "cpu", "")
