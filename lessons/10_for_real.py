@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from minialign.bench import sheet as memory
 from minialign.data import Example, collate
-from minialign.hf.datafiles import encode_answer, encode_prompt
+from minialign.hf.encoding import encode_answer, encode_prompt
 from minialign.hf.folders import load_model, save_model
 from minialign.hf.shapes import PRESETS
 from minialign.hf.tokenizer import byte_tokenizer

@@ -11,8 +11,9 @@ import torch
 from tqdm import tqdm
 
 from minialign.data import collate
-from minialign.hf.datafiles import as_text, load_examples
+from minialign.hf.datafiles import load_examples
 from minialign.hf.folders import load_model
+from minialign.hf.rows import as_text
 from minialign.logps import batch_logps
 from minialign.verbs.sample import answers
 

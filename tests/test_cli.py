@@ -21,7 +21,7 @@ from conftest import SHAPES
 
 from minialign import METHODS, __main__, load_model, save_model
 from minialign.__main__ import METHOD_NAMES, Train, build_parser, main
-from minialign.hf.datafiles import encode_answer
+from minialign.hf.encoding import encode_answer
 from minialign.hf.lora import load_adapters, merge
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.model import Config, Transformer
@@ -265,7 +265,7 @@ def test_resuming_another_run_is_refused(folder, pairs, tmp_path, capsys):
     (["train", "--method", "sft", "--model", "{tmp}", "--data", "{pairs}", "--out", "{tmp}/r"], "has no config.json"),
     (["generate", "--model", "{finished}", "--prompt", "a"], "is the folder of a run; its model is"),
     (["generate", "--model", "{finished}/adapter", "--prompt", "a"], "is an adapter; give the merged model"),
-    (["generate", "--model", "{torn}", "--prompt", "a"], "error: {torn}/config.json is not JSON"),
+    (["generate", "--model", "{torn}", "--prompt", "a"], "error: {torn}/config.json: not JSON"),
     (["generate", "--model", "{folder}", "--prompt", "a" * 99], "a prompt of 99 tokens fills the model's context of 64"),
     (["sample", "--model", "{folder}", "--data", "{long}", "--out", "{tmp}/r"], "long.jsonl line 2: a prompt of 99 tokens fills"),
     (["sample", "--model", "{folder}", "--data", "{chat}", "--out", "{tmp}/r"], "chat.jsonl line 1: this model folder has"),

@@ -1,9 +1,9 @@
-"""What llama, mistral, qwen2 and gpt2 folders call things: config.json ⇄ Config, and GPT-2's tensors ⇄ ours.
+"""What model folders call things: config.json ⇄ Config, and GPT-2's tensors ⇄ ours.
 
-Every number is read, none is assumed, and what we do not compute is refused by name. No files, no models: dictionaries only.
+The families are llama, mistral, qwen2 and gpt2. Every number is read, none is assumed, and what we
+do not compute is refused by name. This file knows dictionaries only: no files and no models.
 """
 
-import math
 import re
 from dataclasses import replace
 
@@ -12,153 +12,270 @@ from torch import Tensor
 
 from minialign.model import Config
 
+# ------------------------------------------------------------------------- config.json → Config
+
 
 def config_from_hf(raw: dict) -> Config:
-    """The Config that a config.json describes.
+    """The Config that the content of a config.json describes.
 
-    Raises ValueError for what we do not compute, and for a key that is absent though it changes the mathematics. Absent may be
-    only what a wrong guess could not carry past the tensors' names and shapes: head_dim, num_key_value_heads, n_inner, biases
-    and ties.
+    Raises ValueError for what we do not compute, and for a key that is absent though it changes the
+    mathematics. The only keys that may be absent are those where a wrong guess could not get past
+    the names and shapes of the tensors: head_dim, num_key_value_heads, n_inner, biases and ties.
     """
     one_of(raw, "model_type", "llama", "mistral", "qwen2", "gpt2")
     one_of(raw, "tie_word_embeddings", True, False, None)
     for key in ("quantization_config", "attn_logit_softcapping", "final_logit_softcapping"):
         if raw.get(key) is not None:
             raise ValueError(f"{key} is not supported")
-    kind, tie = raw["model_type"], raw.get("tie_word_embeddings")
-    if kind == "gpt2":
-        one_of(raw, "activation_function", "gelu_new", "gelu_pytorch_tanh")
-        one_of(raw, "scale_attn_weights", True, None)
-        one_of(raw, "scale_attn_by_inverse_layer_idx", False, None)
-        width = number(raw, "n_embd", int)
-        return Config(
-            vocab_size=number(raw, "vocab_size", int), n_layer=number(raw, "n_layer", int), n_head=number(raw, "n_head", int),
-            d_model=width, d_mlp=maybe(raw, "n_inner") or 4 * width, max_len=number(raw, "n_positions", int), norm="layer",
-            norm_eps=number(raw, "layer_norm_epsilon"), pos="learned", mlp="gelu", bias=True, tie=tie is not False)
-    one_of(raw, "hidden_act", "silu", "swish")
-    bias = kind == "llama" and bool(raw.get("mlp_bias"))
-    if kind == "llama" and bool(raw.get("attention_bias")) != bias:
-        raise ValueError("attention_bias and mlp_bias differ, which is not supported: biases are everywhere or nowhere")
-    theta, scaling = rope(raw)
+
+    if raw["model_type"] == "gpt2":
+        return gpt2_config(raw)
+    return rotary_config(raw)
+
+
+def gpt2_config(raw: dict) -> Config:
+    """GPT-2: learned positions, layer norm, a bias everywhere, tied unless the file says no."""
+    one_of(raw, "activation_function", "gelu_new", "gelu_pytorch_tanh")
+    one_of(raw, "scale_attn_weights", True, None)
+    one_of(raw, "scale_attn_by_inverse_layer_idx", False, None)
+    width = integer(raw, "n_embd")
     return Config(
-        vocab_size=number(raw, "vocab_size", int), n_layer=number(raw, "num_hidden_layers", int),
-        n_head=number(raw, "num_attention_heads", int), n_kv_head=maybe(raw, "num_key_value_heads"),
-        d_head=maybe(raw, "head_dim"), d_model=number(raw, "hidden_size", int), d_mlp=number(raw, "intermediate_size", int),
-        max_len=number(raw, "max_position_embeddings", int), norm_eps=number(raw, "rms_norm_eps"),
-        rope_theta=theta, rope_scaling=scaling, bias=bias, qkv_bias=kind == "qwen2", tie=bool(tie), window=window(raw))
+        vocab_size=integer(raw, "vocab_size"), max_len=integer(raw, "n_positions"),
+        n_layer=integer(raw, "n_layer"), n_head=integer(raw, "n_head"),
+        d_model=width, d_mlp=integer_or_none(raw, "n_inner") or 4 * width,
+        norm="layer", norm_eps=number(raw, "layer_norm_epsilon"), pos="learned", mlp="gelu",
+        bias=True, tie=raw.get("tie_word_embeddings") is not False,
+    )
 
 
-def rope(raw: dict) -> tuple[float, tuple | None]:
-    """(θ, Config.rope_scaling), from rope_theta and rope_scaling, or from rope_parameters, which holds both (transformers 5)."""
-    both, given = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    if not isinstance(both, dict) or not isinstance(given, dict):
+def rotary_config(raw: dict) -> Config:
+    """Llama, Mistral and Qwen2: rotary positions, RMS norm, SwiGLU."""
+    family = raw["model_type"]
+    one_of(raw, "hidden_act", "silu", "swish")
+
+    # Qwen2 always has a bias in q, k and v, Mistral has none. Llama's two keys must agree.
+    bias = family == "llama" and bool(raw.get("mlp_bias"))
+    if family == "llama" and bool(raw.get("attention_bias")) != bias:
+        raise ValueError("attention_bias and mlp_bias differ, which is not supported: "
+                         "biases are everywhere or nowhere")
+
+    rope_theta, rope_scaling = read_rope(raw)
+    return Config(
+        vocab_size=integer(raw, "vocab_size"), max_len=integer(raw, "max_position_embeddings"),
+        n_layer=integer(raw, "num_hidden_layers"), n_head=integer(raw, "num_attention_heads"),
+        n_kv_head=integer_or_none(raw, "num_key_value_heads"),
+        d_model=integer(raw, "hidden_size"), d_head=integer_or_none(raw, "head_dim"),
+        d_mlp=integer(raw, "intermediate_size"), norm_eps=number(raw, "rms_norm_eps"),
+        rope_theta=rope_theta, rope_scaling=rope_scaling, window=read_window(raw),
+        bias=bias, qkv_bias=family == "qwen2", tie=bool(raw.get("tie_word_embeddings")),
+    )
+
+
+def read_rope(raw: dict) -> tuple[float, tuple | None]:
+    """(θ, Config.rope_scaling) of a model with rotary positions.
+
+    transformers 4 writes rope_theta and rope_scaling, transformers 5 writes rope_parameters, which
+    holds both. The kind of scaling is called rope_type, or type in older files.
+    """
+    parameters = raw.get("rope_parameters") or {}
+    scaling = raw.get("rope_scaling") or parameters
+    if not isinstance(parameters, dict) or not isinstance(scaling, dict):
         raise ValueError("rope_scaling or rope_parameters is not an object")
-    merged = {**raw, **both, **given}
+    merged = {**raw, **parameters, **scaling}
     one_of(merged, "partial_rotary_factor", 1, None)
-    if "rope_theta" not in merged and not given and re.match(r"4\.([12]?\d|3[0-2])\.", str(raw.get("transformers_version"))):
-        merged["rope_theta"] = 10_000.0                                 # Llama 1 and 2 were published before there was such a key
-    kind = merged["rope type"] = given.get("rope_type", given.get("type", "default"))
-    one_of(merged, "rope type", "default", "linear", "llama3")
-    scaling = None
+
+    # Llama 1 and 2 were published before there was a key for θ, that is before transformers 4.33.
+    version = str(raw.get("transformers_version"))
+    if "rope_theta" not in merged and not scaling and re.match(r"4\.([12]?\d|3[0-2])\.", version):
+        merged["rope_theta"] = 10_000.0
+
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    one_of({"rope type": kind}, "rope type", "default", "linear", "llama3")
+    described = None
     if kind == "linear":
-        scaling = kind, number(given, "factor")
+        described = (kind, number(scaling, "factor"))
     if kind == "llama3":
-        scaling = (kind, number(given, "factor"), number(given, "low_freq_factor"), number(given, "high_freq_factor"),
-                   number(given, "original_max_position_embeddings", int))
-    return number(merged, "rope_theta"), scaling
+        low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
+        old_len = integer(scaling, "original_max_position_embeddings")
+        described = (kind, number(scaling, "factor"), low, high, old_len)
+    return number(merged, "rope_theta"), described
 
 
-def window(raw: dict) -> int | None:
-    """How far attention looks back. Mistral's window is on every layer or on none; Qwen2 may mix layers, which we do not."""
-    kind = raw["model_type"]
-    if kind == "qwen2":
-        one_of(raw, "use_sliding_window", True, False)
-    if kind == "llama" or raw.get("sliding_window", 0) is None or kind == "qwen2" and not raw["use_sliding_window"]:
+def read_window(raw: dict) -> int | None:
+    """How many positions attention looks back, or None for all of them.
+
+    Mistral's window is on every layer or on none. Qwen2 may mix layers, which we do not compute.
+    """
+    family = raw["model_type"]
+    if family == "llama":
         return None
-    if kind == "qwen2":
-        layers, full = number(raw, "num_hidden_layers", int), number(raw, "max_window_layers", int, least=0)
-        types = raw.get("layer_types") or [("full_attention", "sliding_attention")[i >= full] for i in range(layers)]
+    if family == "qwen2":
+        one_of(raw, "use_sliding_window", True, False)
+        if not raw["use_sliding_window"]:
+            return None
+    # A window of null is a statement; a window that is absent would have to be guessed.
+    if "sliding_window" in raw and raw["sliding_window"] is None:
+        return None
+
+    if family == "qwen2":
+        layers = integer(raw, "num_hidden_layers")
+        full = min(integer(raw, "max_window_layers", least=0), layers)
+        types = raw.get("layer_types")
+        if not types:
+            # Older files give only the number of layers, from the first on, that see everything.
+            types = ["full_attention"] * full + ["sliding_attention"] * (layers - full)
         if types == ["full_attention"] * layers:
             return None
         if types != ["sliding_attention"] * layers:
-            raise ValueError("some layers attend to a window and some to everything, which is not supported")
-    return number(raw, "sliding_window", int)
+            raise ValueError("some layers attend to a window and some to everything, "
+                             "which is not supported")
+    return integer(raw, "sliding_window")
 
 
-def number(raw: dict, key: str, kind: type = float, least: int = 1):
-    """raw[key], a positive number, or for an int one of least … 10⁸. Raises ValueError when it is absent or anything else."""
-    value = raw.get(key)
-    if value is None:
-        raise ValueError(f"{key} is absent, and a wrong guess would change every logit")
-    fits = isinstance(value, (int, kind)) and not isinstance(value, bool)
-    if not fits or not (least <= value <= 1e8 if kind is int else 0 < value < math.inf):
-        raise ValueError(f"{key} is {value!r}, not a positive {'integer' if kind is int else 'number'} of a sensible size")
-    return kind(value)
-
-
-def maybe(raw: dict, key: str) -> int | None:
-    return None if raw.get(key) is None else number(raw, key, int)
+# ------------------------------------------------------------------------ one key of config.json
 
 
 def one_of(raw: dict, key: str, *allowed) -> None:
+    """ValueError if raw[key] is none of the values `allowed`; None allows it to be absent."""
     if raw.get(key) not in allowed:
         known = ", ".join(str(value) for value in allowed if value is not None)
         raise ValueError(f"{key} {raw.get(key)!r} is not supported; known: {known}")
 
 
+def stated(raw: dict, key: str):
+    """raw[key]; ValueError if it is absent."""
+    if raw.get(key) is None:
+        raise ValueError(f"{key} is absent, and a wrong guess would change every logit")
+    return raw[key]
+
+
+def integer(raw: dict, key: str, least: int = 1) -> int:
+    """raw[key], an integer from `least` to 10⁸; ValueError if it is absent or anything else."""
+    value = stated(raw, key)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not least <= value <= 1e8:
+        raise ValueError(f"{key} is {value!r}, not a positive integer of a sensible size")
+    return value
+
+
+def integer_or_none(raw: dict, key: str) -> int | None:
+    """raw[key] as `integer` gives it, or None if the key is absent or null."""
+    return None if raw.get(key) is None else integer(raw, key)
+
+
+def number(raw: dict, key: str) -> float:
+    """raw[key], a number above 0; ValueError if it is absent or anything else."""
+    value = stated(raw, key)
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not numeric or not 0 < value < 1e300:
+        raise ValueError(f"{key} is {value!r}, not a positive number of a sensible size")
+    return float(value)
+
+
+# ------------------------------------------------------------------------- Config → config.json
+
+
 def config_to_hf(config: Config) -> dict:
-    """A config.json for `config`, of the family that has its switches. Raises ValueError when none has."""
-    if config.pos == "learned":
-        raw = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new",
-               "n_embd": config.d_model, "n_head": config.n_head, "n_inner": config.d_mlp, "n_layer": config.n_layer,
-               "n_positions": config.max_len, "layer_norm_epsilon": config.norm_eps}
-    else:
-        family = "Llama" if config.bias else "Qwen2" if config.qkv_bias else "Mistral" if config.window else "Llama"
-        raw = {"architectures": [f"{family}ForCausalLM"], "model_type": family.lower(), "hidden_act": "silu",
-               "hidden_size": config.d_model, "intermediate_size": config.d_mlp, "num_hidden_layers": config.n_layer,
-               "num_attention_heads": config.n_head, "num_key_value_heads": config.n_kv_head, "head_dim": config.d_head,
-               "max_position_embeddings": config.max_len, "rms_norm_eps": config.norm_eps, "rope_theta": config.rope_theta}
-        keys = "rope_type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
-        raw["rope_scaling"] = dict(zip(keys, config.rope_scaling, strict=False)) if config.rope_scaling else None
-        raw |= {"Llama": {"attention_bias": config.bias, "mlp_bias": config.bias},
-                "Mistral": {"sliding_window": config.window},
-                "Qwen2": {"use_sliding_window": bool(config.window), "sliding_window": config.window, "max_window_layers": 0},
-                }[family]
+    """The content of a config.json for `config`, of the family that has its switches.
+
+    Raises ValueError when no family has them.
+    """
+    raw = gpt2_keys(config) if config.pos == "learned" else rotary_keys(config)
     raw |= {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie}
-    if config_from_hf(raw) != replace(config, qkv_bias=config.qkv_bias and not config.bias):
+
+    # A bias everywhere includes one in q, k and v, so that switch then says nothing.
+    said = replace(config, qkv_bias=config.qkv_bias and not config.bias)
+    if config_from_hf(raw) != said:
         raise ValueError(f"llama, mistral, qwen2 and gpt2 folders cannot say this: {config}")
     return raw
 
 
-# GPT-2 has names of its own, keeps q, k and v in one tensor, and stores the linear layers of its blocks transposed.
-GPT2 = {
+def gpt2_keys(config: Config) -> dict:
+    """The keys of config.json as GPT-2 calls them."""
+    return {
+        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2",
+        "activation_function": "gelu_new", "n_embd": config.d_model, "n_head": config.n_head,
+        "n_inner": config.d_mlp, "n_layer": config.n_layer, "n_positions": config.max_len,
+        "layer_norm_epsilon": config.norm_eps,
+    }
+
+
+def rotary_keys(config: Config) -> dict:
+    """The keys of config.json that Llama, Mistral and Qwen2 share, and those of one of them."""
+    # The switches say which: only Llama can have a bias everywhere, only Qwen2 one in q, k and v.
+    if config.qkv_bias and not config.bias:
+        family = "Qwen2"
+        own = {"use_sliding_window": bool(config.window), "sliding_window": config.window,
+               "max_window_layers": 0}
+    elif config.window and not config.bias:
+        family = "Mistral"
+        own = {"sliding_window": config.window}
+    else:
+        family = "Llama"
+        own = {"attention_bias": config.bias, "mlp_bias": config.bias}
+
+    scaling = None
+    if config.rope_scaling:
+        # A linear scaling has the first two of these, llama3 has all of them.
+        keys = ("rope_type", "factor", "low_freq_factor", "high_freq_factor",
+                "original_max_position_embeddings")
+        scaling = dict(zip(keys, config.rope_scaling, strict=False))
+
+    return {
+        "architectures": [f"{family}ForCausalLM"], "model_type": family.lower(),
+        "hidden_act": "silu", "hidden_size": config.d_model, "intermediate_size": config.d_mlp,
+        "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_kv_head, "head_dim": config.d_head,
+        "max_position_embeddings": config.max_len, "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta, "rope_scaling": scaling,
+    } | own
+
+
+# --------------------------------------------------------------------------- the tensors of GPT-2
+
+# GPT-2 has names of its own, keeps q, k and v in one tensor,
+# and stores the linear layers of its blocks transposed.
+GPT2_NAMES = {
     "embed_tokens": "wte", "embed_positions": "wpe", "norm": "ln_f",
     "input_layernorm": "ln_1", "post_attention_layernorm": "ln_2",
-    "self_attn.q_proj": "attn.c_attn", "self_attn.k_proj": "attn.c_attn", "self_attn.v_proj": "attn.c_attn",
-    "self_attn.o_proj": "attn.c_proj", "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj",
+    "self_attn.q_proj": "attn.c_attn", "self_attn.k_proj": "attn.c_attn",
+    "self_attn.v_proj": "attn.c_attn", "self_attn.o_proj": "attn.c_proj",
+    "mlp.up_proj": "mlp.c_fc", "mlp.down_proj": "mlp.c_proj",
 }
 
 
 def gpt2_name(ours: str) -> str:
     """model.layers.3.self_attn.k_proj.bias → h.3.attn.c_attn.bias"""
-    block, module, kind = re.fullmatch(r"(?:model\.)?(?:layers\.(\d+)\.)?(.+)\.(weight|bias)", ours).groups()
-    return (f"h.{block}." if block else "") + f"{GPT2.get(module, module)}.{kind}"
+    pattern = r"(?:model\.)?(?:layers\.(\d+)\.)?(.+)\.(weight|bias)"
+    block, module, kind = re.fullmatch(pattern, ours).groups()
+    name = f"{GPT2_NAMES.get(module, module)}.{kind}"
+    return f"h.{block}.{name}" if block else name
 
 
 def from_gpt2(ours: str, theirs: Tensor) -> Tensor:
-    """The part of GPT-2's tensor that is our parameter `ours`; a view."""
+    """The part of GPT-2's tensor `theirs` that is our parameter `ours`; a view, not a copy."""
     if part := re.search(r"([qkv])_proj", ours):
-        theirs = theirs.chunk(3, dim=-1)["qkv".index(part[1])]          # (C, 3C) → (C, C), or (3C,) → (C,)
-    return theirs.T if "proj.weight" in ours else theirs                # (in, out) → (out, in)
+        thirds = theirs.chunk(3, dim=-1)                # (C, 3C) → three (C, C), or (3C,) → (C,)
+        theirs = thirds["qkv".index(part[1])]
+    if "proj.weight" in ours:
+        theirs = theirs.T                               # (in, out) → (out, in)
+    return theirs
 
 
 def to_gpt2(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """{our name: tensor} → {GPT-2's name: tensor}."""
     theirs = {}
     for ours, tensor in state.items():
-        if "q_proj" in ours:                                            # and k and v with it
-            tensor = torch.cat([state[ours.replace("q_proj", f"{part}_proj")] for part in "qkv"])      # (3C, C), (3C,)
         name = gpt2_name(ours)
-        name = name if name == "lm_head.weight" else f"transformer.{name}"
-        theirs.setdefault(name, tensor.T if "proj.weight" in ours else tensor)
+        if name != "lm_head.weight":
+            name = f"transformer.{name}"
+        # q, k and v have one name there: the first of them that comes takes the others with it.
+        if name in theirs:
+            continue
+        if "q_proj" in ours:
+            parts = [state[ours.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
+            tensor = torch.cat(parts)                   # (3C, C), or (3C,) for a bias
+        if "proj.weight" in ours:
+            tensor = tensor.T                           # (out, in) → (in, out)
+        theirs[name] = tensor
     return theirs

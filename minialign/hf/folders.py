@@ -1,60 +1,84 @@
-"""Hugging Face folders, both ways: config.json, safetensors and tokenizer files ⇄ (Transformer, Tokenizer).
+"""Hugging Face folders, both ways: config.json, weights and tokenizer ⇄ (Transformer, Tokenizer).
 
-Strict: every tensor the model needs is there in its shape, and none is left over. No pickle is ever read, nothing is downloaded,
-nothing is quantised.
+Reading the tensors is told in weights.py, the tokenizer in tokenizer.py. Saving leaves the old
+model or the new one, whenever it is interrupted. Nothing is downloaded here.
 """
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from minialign.files import replacing, write_tensors, write_text
-from minialign.hf import tokenizer as tokens
-from minialign.hf.families import config_from_hf, config_to_hf, from_gpt2, gpt2_name, to_gpt2
+from minialign.files import write_tensors, write_text
+from minialign.hf.families import config_from_hf, config_to_hf, to_gpt2
+from minialign.hf.jsonfiles import read_json
+from minialign.hf.tokenizer import Tokenizer, load_tokenizer, tokenizer_files
+from minialign.hf.weights import and_more, read_state
 from minialign.model import Config, Transformer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+SAVING = ".saving"              # the folder inside a model folder in which save_model prepares it
+
+# --------------------------------------------------------------------------------------- loading
 
 
-def load_model(path: str | Path, dtype: str = "float32", device: str = "cpu") -> tuple[Transformer, tokens.Tokenizer]:
-    """The model and the tokenizer of a Hugging Face folder (llama, mistral, qwen2 or gpt2), the weights as `dtype` on `device`.
+def load_model(
+    path: str | Path, dtype: str = "float32", device: str = "cpu"
+) -> tuple[Transformer, Tokenizer]:
+    """The model and the tokenizer of a Hugging Face folder, the weights as `dtype` on `device`.
 
-    Tensors stream one by one from the memory-mapped files, so the peak is the model and one tensor. On the CPU and in the
-    files' own dtype it is not even that: the parameters are the mapped file, copied page by page as training changes them. So
-    replace such a file, as `save_model` does, and never write into it. Raises FileNotFoundError for what is not there,
-    ValueError for what is damaged, of another shape or unsupported.
+    Which families it can be is told in families.py. On the CPU and in the files' own dtype nothing
+    is copied: the parameters are the mapped file, and pages are copied as training changes them.
+    So replace such a file, as `save_model` does, and never write into it.
+
+    Raises FileNotFoundError for what is not there, ValueError for what is damaged, of another
+    shape or unsupported.
     """
     config = read_config(path)
-    tokenizer = tokens.load_tokenizer(model_folder(path))
+    tokenizer = load_tokenizer(model_folder(path))
     return load_weights(path, config, dtype, device), tokenizer
 
 
 def model_folder(path: str | Path) -> Path:
-    """The folder that holds the model: `path`, or what save_model was killed in while it put it in place. FileNotFoundError."""
+    """The folder that holds the model: `path`, or SAVING inside it after a save that was killed.
+
+    Raises FileNotFoundError, with what was found instead of a model.
+    """
     folder = Path(path)
-    if not (folder / "config.json").is_file() and (folder / SAVING / "config.json").is_file():
-        return folder / SAVING
-    if not (folder / "config.json").is_file():
-        what = "has no config.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
-        if (folder / "adapter_config.json").is_file():
-            raise FileNotFoundError(f"{folder} is an adapter; give the merged model, which `minialign train` leaves in RUN/model")
-        raise FileNotFoundError(f"{folder} {what} (a model is a folder with config.json, *.safetensors and tokenizer.json; "
-                                "`hf download OWNER/MODEL --local-dir DIR` makes one)")
-    return folder
+    for candidate in (folder, folder / SAVING):
+        if (candidate / "config.json").is_file():
+            return candidate
+
+    if (folder / "adapter_config.json").is_file():
+        raise FileNotFoundError(f"{folder} is an adapter; give the merged model, "
+                                "which `minialign train` leaves in RUN/model")
+    if folder.is_dir():
+        found = "has no config.json"
+    elif folder.exists():
+        found = "is a file"
+    else:
+        found = "does not exist"
+    raise FileNotFoundError(
+        f"{folder} {found} (a model is a folder with config.json, *.safetensors and "
+        "tokenizer.json; `hf download OWNER/MODEL --local-dir DIR` makes one)")
 
 
 def read_config(path: str | Path) -> Config:
     """The Config of a model folder; the weights are not touched. Raises as `load_model` does."""
     file = model_folder(path) / "config.json"
-    raw = tokens.read_json(file)
+    raw = read_json(file)
     if "method" in raw and "model_type" not in raw:
-        raise ValueError(f"{path} is the folder of a run; its model is {Path(path) / 'model'}, once the run is done")
+        model = Path(path) / "model"
+        raise ValueError(f"{path} is the folder of a run; its model is {model}, "
+                         "once the run is done")
     try:
         return config_from_hf(raw)
     except ValueError as error:
@@ -62,17 +86,24 @@ def read_config(path: str | Path) -> Config:
 
 
 def load_weights(path: str | Path, config: Config, dtype: str, device: str) -> Transformer:
-    """The model of a folder whose Config is known."""
-    folder, name = model_folder(path), str(dtype).removeprefix("torch.")
+    """The model of a folder whose Config is known. Raises as `load_model` does."""
+    name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     check_device(device)
+
+    # On the meta device a model has shapes and no memory; the tensors that are read become its own.
+    folder = model_folder(path)
     with torch.device("meta"):
         model = Transformer(config)
-    model.load_state_dict(read_state(folder, model, DTYPES[name], device), strict=True, assign=True)
-    if config.tie:                                                      # two names, one parameter again
+    state = read_state(folder, model, DTYPES[name], device)
+    model.load_state_dict(state, strict=True, assign=True)
+    if config.tie:
+        # Assigning made two parameters of what is one.
         model.lm_head.weight = model.model["embed_tokens"].weight
-    model.hf_config = tokens.read_json(folder / "config.json")          # save_model keeps the keys we have no use for
+
+    # save_model writes the keys that we have no use for as they were.
+    model.hf_config = read_json(folder / "config.json")
     return model
 
 
@@ -85,135 +116,47 @@ def check_device(device: str) -> None:
         raise ValueError(f"device {device!r} cannot be used here ({why}); give cpu") from None
 
 
-def read_state(folder: Path, model: Transformer, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    """{our name: tensor} for every parameter of `model`, which may be on the meta device."""
-    gpt2, tie = model.config.pos == "learned", model.config.tie
-    where = {name.removeprefix("transformer.") if gpt2 else name: (file, name) for name, file in locate(folder).items()}
-    needed = {name: parameter.shape for name, parameter in model.state_dict().items() if not (tie and name == "lm_head.weight")}
-    source = {ours: gpt2_name(ours) if gpt2 else ours for ours in needed}
-    if missing := [theirs for theirs in source.values() if theirs not in where]:
-        hint = ", and config.json does not tie it to the embeddings" if missing == ["lm_head.weight"] else ""
-        raise ValueError(f"{folder}: the safetensors files lack {missing[0]}{and_more(missing)}{hint}")
-    harmless = r".*rotary_emb\.inv_freq|h\.\d+\.attn\.(masked_)?bias" + r"|lm_head\.weight" * tie
-    if extra := [theirs for theirs in where if theirs not in source.values() and not re.fullmatch(harmless, theirs)]:
-        file, name = where[extra[0]]
-        raise ValueError(f"{file}: {name}{and_more(extra)} has no place in this {model.config.n_layer}-layer model")
-
-    state, mapped = {}, {}
-
-    def read(theirs: str) -> Tensor:
-        file, name = where[theirs]
-        if file not in mapped:
-            mapped[file] = open_file(file)
-        tensor = mapped[file].get_tensor(name)
-        if not tensor.is_floating_point() or tensor.element_size() < 2:
-            raise ValueError(f"{file}: {name} is stored as {tensor.dtype}; quantised checkpoints are not supported")
-        return tensor
-
-    for ours, shape in needed.items():
-        stored = read(source[ours])
-        tensor = from_gpt2(ours, stored) if gpt2 else stored
-        if tensor.shape != shape:
-            file, name = where[source[ours]]
-            raise ValueError(f"{file}: {name} has shape {list(stored.shape)}, but {ours} needs {list(shape)}")
-        state[ours] = tensor.to(device, dtype).contiguous()
-        if state[ours].data_ptr() != stored.data_ptr():
-            mapped.clear()                                              # it was copied: unmapping gives the file's pages back
-    if tie:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-        if "lm_head.weight" in where and not torch.equal(read("lm_head.weight").to(device, dtype), state["lm_head.weight"]):
-            raise ValueError(f"{where['lm_head.weight'][0]}: lm_head.weight differs from the embeddings config.json ties it to")
-    return state
+# ---------------------------------------------------------------------------------------- saving
 
 
-def locate(folder: Path) -> dict[str, Path]:
-    """{tensor name: file}, from the headers of model.safetensors or of the shards that its index lists."""
-    single, index, listed = folder / "model.safetensors", folder / "model.safetensors.index.json", {}
-    if single.exists():
-        files = [single]
-    elif index.exists():
-        listed = tokens.read_json(index).get("weight_map")
-        if not isinstance(listed, dict) or not all(isinstance(file, str) and Path(file).name == file for file in listed.values()):
-            raise ValueError(f"{index} has no weight_map from tensor names to files of its folder")
-        files = [folder / file for file in dict.fromkeys(listed.values())]
-    elif any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-        raise ValueError(f"{folder} holds its weights as pickle, which can run code and is never read; convert them once with "
-                         'transformers: AutoModelForCausalLM.from_pretrained("FOLDER").save_pretrained("FOLDER")')
-    else:
-        raise FileNotFoundError(f"{folder} holds no weights: neither model.safetensors nor model.safetensors.index.json")
-    where = {}
-    for file in files:
-        if not file.exists():
-            name = next(name for name in listed if listed[name] == file.name)
-            raise FileNotFoundError(f"{file} is missing, though {index.name} says it holds {name}")
-        where |= dict.fromkeys(open_file(file).keys(), file)
-    for name, file in listed.items():
-        if where.get(name) != folder / file:
-            raise ValueError(f"{folder / file} lacks {name}, which {index.name} says it holds")
-    return where
+def save_model(
+    path: str | Path, model: Transformer, tokenizer: Tokenizer, shard_bytes: int = 5_000_000_000
+) -> None:
+    """Writes a folder that `load_model`, transformers and vLLM read.
 
+    The weights are written bit for bit, in the model's own dtype, in files of up to `shard_bytes`
+    bytes. A model that came from a folder keeps every key of its config.json; one that was built
+    from a bare Config becomes a folder of the family that has its switches.
 
-def open_file(file: Path):
-    try:
-        return safe_open(file, framework="pt")
-    except Exception as error:                                          # a damaged header, or one that promises too much
-        raise ValueError(f"{file} cannot be read as safetensors ({error}); fetch it again") from None
+    In a folder that is already there the files of a model are replaced. Those that the old model
+    had and the new one has not (shards, a chat template) are removed. Nothing else is touched.
 
-
-def and_more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
-
-
-SAVING = ".saving"                                                      # the folder in a folder where save_model prepares it
-
-
-def save_model(path: str | Path, model: Transformer, tokenizer: tokens.Tokenizer, shard_bytes: int = 5_000_000_000) -> None:
-    """Writes a folder that `load_model`, transformers and vLLM read: the weights bit for bit, in the model's own dtype.
-
-    A model that came from a folder keeps every key of its config.json; one built from a bare Config becomes the llama, mistral,
-    qwen2 or gpt2 folder that its switches allow. In a folder that is already there, the files a model consists of are replaced,
-    those that the old model had and the new one has not (shards, a chat template) are removed, and nothing else is touched.
-    Raises ValueError, before anything is written, for a model with more or other parameters than its Config says (unmerged
-    adapters) or of no family, and OSError, with the old model still in place, when the disk is full.
+    Raises ValueError, before anything is written, for a model of no family or with other
+    parameters than its Config says (adapters that are not merged), and OSError, with the old model
+    still in place, when the disk is full.
     """
-    folder, config = Path(path), model.config
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    with torch.device("meta"):
-        if odd := sorted(state.keys() ^ Transformer(config).state_dict().keys()):
-            raise ValueError(f"{odd[0]}{and_more(odd)} does not belong to a plain model; merge adapters before saving")
-    raw = dict(getattr(model, "hf_config", {}))
-    if not raw or config_from_hf(raw) != config:
-        raw = config_to_hf(config) | {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    raw["dtype" if "dtype" in raw else "torch_dtype"] = str(model.head.dtype).removeprefix("torch.")
-    files = dict(tokenizer.files)
+    folder = Path(path)
+    state = plain_state(model)
+    raw = config_to_write(model, tokenizer)
+    if raw["model_type"] == "gpt2":
+        state = to_gpt2(state)
+    if model.config.tie:
+        del state["lm_head.weight"]
+    shards, index = cut_into_shards(state, shard_bytes)
 
-    shards, size = [{}], 0
-    for name, tensor in (to_gpt2(state) if raw["model_type"] == "gpt2" else state).items():
-        if config.tie and name == "lm_head.weight":
-            continue
-        if shards[-1] and size + tensor.nbytes > shard_bytes:
-            shards, size = shards + [{}], 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    if len(shards) == 1:
-        names = ["model.safetensors"]
-    else:
-        total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-        where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        files["model.safetensors.index.json"] = json.dumps(index, indent=2).encode()
-
+    # What a killed save had finished is put in place, what it had begun is thrown away.
     staging = folder / SAVING
     if (staging / "config.json").is_file():
-        put_in_place(folder)                                            # what a killed save had finished
+        put_in_place(folder)
     shutil.rmtree(staging, ignore_errors=True)
+
+    # config.json comes last: without it the folder is no model to anyone.
     try:
-        for name, data in files.items():
-            with replacing(staging / name) as unfinished:
-                unfinished.write_bytes(data)
-        for name, shard in zip(names, shards, strict=True):
-            write_tensors(staging / name, shard, {"format": "pt"})
+        tokenizer.save(staging)
+        if index:
+            write_text(staging / "model.safetensors.index.json", json.dumps(index, indent=2))
+        for name, tensors in shards.items():
+            write_tensors(staging / name, tensors, {"format": "pt"})
         write_text(staging / "config.json", json.dumps(raw, indent=2) + "\n")
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -221,28 +164,87 @@ def save_model(path: str | Path, model: Transformer, tokenizer: tokens.Tokenizer
     put_in_place(folder)
 
 
-def put_in_place(folder: Path) -> None:
-    """Gives the finished files in SAVING their places in `folder`, and removes what only the model before them had.
+def plain_state(model: Transformer) -> dict[str, Tensor]:
+    """{name: tensor} of a model; ValueError if it has not exactly what its Config says."""
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    with torch.device("meta"):
+        expected = Transformer(model.config).state_dict()
+    odd = sorted(state.keys() ^ expected.keys())
+    if odd:
+        raise ValueError(f"{odd[0]}{and_more(odd)} does not belong to a plain model; "
+                         "merge adapters before saving")
+    return state
 
-    Killed at any point, `folder` must not show half of one model and half of another. Without config.json it is no model to
-    anyone, so the old one goes first and the new one comes last. In between SAVING remains the whole new model, since its files
-    are linked and not moved, and `load_model` reads it there.
+
+def config_to_write(model: Transformer, tokenizer: Tokenizer) -> dict:
+    """The content of config.json; ValueError for a Config of no family."""
+    raw = dict(getattr(model, "hf_config", {}))
+    if not raw or config_from_hf(raw) != model.config:
+        raw = config_to_hf(model.config)
+        raw |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+
+    # transformers 5 calls the key "dtype", and 4 called it "torch_dtype", which both can read.
+    key = "dtype" if "dtype" in raw else "torch_dtype"
+    raw[key] = str(model.head.dtype).removeprefix("torch.")
+    return raw
+
+
+def cut_into_shards(
+    state: dict[str, Tensor], shard_bytes: int
+) -> tuple[dict[str, dict[str, Tensor]], dict]:
+    """({file name: {tensor name: tensor}}, index): the index is empty if one file holds all."""
+    shards, size = [{}], 0
+    for name, tensor in state.items():
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}, {}
+
+    files, where = {}, {}
+    for i, shard in enumerate(shards, start=1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        files[file] = shard
+        where |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in state.values())
+    return files, {"metadata": {"total_size": total}, "weight_map": where}
+
+
+def put_in_place(folder: Path) -> None:
+    """Gives the finished files in SAVING their places in `folder`, and removes SAVING.
+
+    Killed at any point, `folder` must not show half of one model and half of another. Without
+    config.json it is no model to anyone, so the old one goes first and the new one comes last. In
+    between, SAVING remains the whole new model, since its files are linked and not moved, and
+    `load_model` reads it there.
     """
     staging, part = folder / SAVING, folder / f"{SAVING}.part"
-    names = [file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file()]
-    old = [*tokens.tokenizer_files(folder), *folder.glob("model-[0-9]*-of-[0-9]*.safetensors"),
-           folder / "model.safetensors", folder / "model.safetensors.index.json"]
+    new = [file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file()]
+    new.remove("config.json")
+    new.append("config.json")
+
+    # The files that only the old model has go.
     (folder / "config.json").unlink(missing_ok=True)
+    old = tokenizer_files(folder)
+    old += folder.glob("model-[0-9]*-of-[0-9]*.safetensors")
+    old += [folder / "model.safetensors", folder / "model.safetensors.index.json"]
     for file in old:
-        if file.relative_to(folder).as_posix() not in names:
+        if file.relative_to(folder).as_posix() not in new:
             file.unlink(missing_ok=True)
-    for name in sorted(names, key="config.json".__eq__):
+
+    # The files of the new one are linked under another name first, so that each appears whole.
+    for name in new:
         (folder / name).parent.mkdir(exist_ok=True)
         part.unlink(missing_ok=True)
         try:
             os.link(staging / name, part)
-        except OSError:                                                 # a file system without links
+        except OSError:
+            # This file system has no links.
             shutil.copyfile(staging / name, part)
         os.replace(part, folder / name)
-    (staging / "config.json").unlink()                                  # from here on SAVING is no model
+
+    # Without its config.json SAVING is no model any more, and may go file by file.
+    (staging / "config.json").unlink()
     shutil.rmtree(staging)

@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from minialign.hf.datafiles import encode_prompt
+from minialign.hf.encoding import encode_prompt
 from minialign.hf.folders import load_model
 from minialign.verbs.sample import room, with_system
 

@@ -9,15 +9,9 @@ from tqdm import tqdm
 
 from minialign.data import Example, collate
 from minialign.files import can_write, write_text
-from minialign.hf.datafiles import (
-    as_answer,
-    as_key,
-    encode_answer,
-    encode_prompt,
-    read_jsonl,
-    split_row,
-)
+from minialign.hf.encoding import encode_answer, encode_prompt
 from minialign.hf.folders import load_model
+from minialign.hf.rows import as_answer, as_key, read_jsonl, split_row
 from minialign.logps import batch_logps
 
 

@@ -1,4 +1,6 @@
-"""Laws of the vocabularies and of chat templates, on folders made here and on real tokenizers where MINIALIGN_DATA has them."""
+"""Laws of the vocabularies and of chat templates, on folders made here and on real tokenizers where
+MINIALIGN_DATA has them.
+"""
 
 import base64
 import itertools
@@ -13,19 +15,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from minialign.hf.tokenizer import byte_letters, byte_tokenizer, load_tokenizer
+from minialign.hf.tokenizer import byte_tokenizer, load_tokenizer
+from minialign.hf.vocabulary import byte_letters
 
 WORDS = ("Troll: ", ": ", " or ", "? ", "é中", "a.b*")
 BYTES = byte_tokenizer(WORDS)
-PIECES = st.one_of(st.text(max_size=5), st.sampled_from([*WORDS, "<|end|>", "Troll:", "roll: ", "e\u0301"]))
+PIECES = st.one_of(st.text(max_size=5),
+                   st.sampled_from([*WORDS, "<|end|>", "Troll:", "roll: ", "e\u0301"]))
 
 
 def word_folder(folder: Path, tokenizer_config: dict | None = None, /, **files: dict) -> Path:
-    """A model folder whose words are <s>=0 </s>=1 a=2 b=3 c=4 and whose own rule puts <s> in front; `files` become NAME.json."""
-    backend = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2, "b": 3, "c": 4, "<unk>": 5}, unk_token="<unk>"))
+    """A model folder whose words are <s>=0 </s>=1 a=2 b=3 c=4 and whose own rule puts <s> in front.
+
+    `files` become NAME.json.
+    """
+    backend = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2, "b": 3, "c": 4, "<unk>": 5},
+                                         unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.add_special_tokens(["<s>", "</s>"])
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B",
+                                                           special_tokens=[("<s>", 0)])
     backend.enable_truncation(2)
     backend.enable_padding(length=9)
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +97,8 @@ def test_half_a_surrogate_pair_is_refused():
 
 def test_the_rule_in_the_file_adds_bos_and_nothing_overrides_it(tmp_path):
     for flag in (True, False):
-        tokenizer = load_tokenizer(word_folder(tmp_path, {"bos_token": "<s>", "add_bos_token": flag, "add_eos_token": flag}))
+        config = {"bos_token": "<s>", "add_bos_token": flag, "add_eos_token": flag}
+        tokenizer = load_tokenizer(word_folder(tmp_path, config))
         assert tokenizer.encode("a b") == [0, 2, 3]
         assert tokenizer.encode("a b", add_special_tokens=False) == [2, 3]
 
@@ -109,9 +119,12 @@ def test_a_special_token_spelled_out_in_text_becomes_that_token(tmp_path):
     ({"bos_token": {"content": "<s>"}, "eos_token": {"content": "</s>"}}, {}, 0, 1, (1,)),
     ({"model_max_length": 9}, {"special_tokens_map": {"eos_token": "</s>"}}, None, 1, (1,)),
     ({"model_max_length": 9}, {"config": {"bos_token_id": 0, "eos_token_id": 1}}, 0, 1, (1,)),
-    ({"bos_token": None, "eos_token": "</s>"}, {"config": {"bos_token_id": 0, "eos_token_id": 1}}, None, 1, (1,)),
+    ({"bos_token": None, "eos_token": "</s>"}, {"config": {"bos_token_id": 0, "eos_token_id": 1}},
+     None, 1, (1,)),
     ({"eos_token": "</s>"}, {"generation_config": {"eos_token_id": 4}}, None, 1, (1, 4)),
-    ({"eos_token": "</s>"}, {"generation_config": {"eos_token_id": [0, 4]}, "config": {"eos_token_id": 3}}, None, 1, (0, 1, 4)),
+    ({"eos_token": "</s>"},
+     {"generation_config": {"eos_token_id": [0, 4]}, "config": {"eos_token_id": 3}}, None, 1,
+     (0, 1, 4)),
     ({"model_max_length": 9}, {}, None, None, ()),
 ])
 def test_where_begin_end_and_stops_come_from(tmp_path, config, files, bos, eos, stops):
@@ -121,7 +134,9 @@ def test_where_begin_end_and_stops_come_from(tmp_path, config, files, bos, eos, 
 
 @pytest.mark.parametrize("config, files", [
     ({"eos_token": "</s>", "pad_token": "<pad>"}, {}),
-    ({"eos_token": "</s>", "added_tokens_decoder": {"6": {"content": "<pad>", "special": True, "normalized": False}}}, {}),
+    ({"eos_token": "</s>",
+      "added_tokens_decoder": {"6": {"content": "<pad>", "special": True, "normalized": False}}},
+      {}),
     ({"eos_token": "</s>"}, {"added_tokens": {"<pad>": 6}}),
 ])
 def test_special_tokens_named_only_beside_the_file_are_one_token(tmp_path, config, files):
@@ -131,17 +146,21 @@ def test_special_tokens_named_only_beside_the_file_are_one_token(tmp_path, confi
 
 
 def test_saving_copies_every_file_byte_for_byte(tmp_path):
-    folder = word_folder(tmp_path / "from", generation_config={"eos_token_id": [1, 4]}, special_tokens_map={"eos_token": "</s>"})
+    folder = word_folder(tmp_path / "from", generation_config={"eos_token_id": [1, 4]},
+                         special_tokens_map={"eos_token": "</s>"})
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     (folder / "chat_templates").mkdir()
     (folder / "chat_templates" / "tool_use.jinja").write_text("tools")
     (folder / "model.safetensors").write_text("not a tokenizer file")
     tokenizer = load_tokenizer(folder)
-    shutil.move(folder, tmp_path / "gone")                              # what was read is kept, not looked up again
+    # What was read is kept, not looked up again.
+    shutil.move(folder, tmp_path / "gone")
     tokenizer.save(tmp_path / "to")
-    there = {file.relative_to(tmp_path / "to"): file.read_bytes() for file in (tmp_path / "to").rglob("*") if file.is_file()}
+    there = {file.relative_to(tmp_path / "to"): file.read_bytes()
+             for file in (tmp_path / "to").rglob("*") if file.is_file()}
     (tmp_path / "gone" / "model.safetensors").unlink()
-    assert there == {f.relative_to(tmp_path / "gone"): f.read_bytes() for f in (tmp_path / "gone").rglob("*") if f.is_file()}
+    assert there == {f.relative_to(tmp_path / "gone"): f.read_bytes()
+                     for f in (tmp_path / "gone").rglob("*") if f.is_file()}
     assert load_tokenizer(tmp_path / "to").stop_ids == (1, 4)
 
 
@@ -157,13 +176,16 @@ def ranks(size: int) -> list[bytes]:
 
 
 def write_ranks(file: Path, tokens: list[bytes]) -> Path:
-    file.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % i for i, token in enumerate(tokens)))
+    lines = [base64.b64encode(token) + b" %d\n" % i for i, token in enumerate(tokens)]
+    file.write_bytes(b"".join(lines))
     return file.parent
 
 
 @pytest.fixture(scope="module")
 def gpt2_like(tmp_path_factory):
-    """One vocabulary of GPT-2's size three times: tokenizer.json (BPE by merges), vocab.json, and ranks."""
+    """One vocabulary of GPT-2's size three times: tokenizer.json (BPE by merges), vocab.json and
+    ranks.
+    """
     letters, tokens = byte_letters(), ranks(50256)
     spelled = ["".join(letters[b] for b in token) for token in tokens]
     vocab = {token: i for i, token in enumerate([*spelled, "<|endoftext|>"])}
@@ -212,8 +234,10 @@ def test_qwen_ranks_normalise_and_cut_every_digit(tmp_path):
     ({"tokenizer.json": b""}, ValueError, "damaged"),
     ({"tokenizer.json": b"{}", "tokenizer_config.json": b"[]"}, ValueError, "JSON object"),
     ({"tokenizer.json": b"{}", "tokenizer_config.json": b"{'"}, ValueError, "not JSON"),
-    (BYTES.files | {"tokenizer_config.json": b'{"eos_token": 3}'}, ValueError, "holds what it should not"),
-    (BYTES.files | {"generation_config.json": b'{"eos_token_id": "x"}'}, ValueError, "holds what it should not"),
+    (BYTES.files | {"tokenizer_config.json": b'{"eos_token": 3}'}, ValueError,
+     "holds what it should not"),
+    (BYTES.files | {"generation_config.json": b'{"eos_token_id": "x"}'}, ValueError,
+     "holds what it should not"),
     ({"tokenizer.model": b"\n\x0e\n\x05<unk>"}, ValueError, "SentencePiece.*tokenizer.json"),
     ({"tokenizer.model": b"\x00\x01\x02"}, ValueError, "damaged"),
     ({"tokenizer.model": b"QQ== 0\nQg== 1\n"}, ValueError, "2 ordinary tokens"),
@@ -246,14 +270,19 @@ HI = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "y
 
 
 @pytest.mark.parametrize("template, text", [
-    ("{{ bos_token }}{% for m in messages %}{{ m.role }}|{{ m['content'] }}|{% endfor %}{{ eos_token }}",
+    ("{{ bos_token }}{% for m in messages %}{{ m.role }}|{{ m['content'] }}|{% endfor %}"
+     "{{ eos_token }}",
      "<s>user|Hi <b>|assistant|yo|</s>"),
-    ("  {% for m in messages %}\n{{ m.content }}\n{% endfor %}\n", "Hi <b>\nyo\n"),        # blocks leave no blank lines
-    ("{{ messages[0] | tojson }}", '{"role": "user", "content": "Hi <b>"}'),               # < > & ' stay themselves
+    # Blocks leave no blank lines.
+    ("  {% for m in messages %}\n{{ m.content }}\n{% endfor %}\n", "Hi <b>\nyo\n"),
+    # < > & ' stay themselves
+    ("{{ messages[0] | tojson }}", '{"role": "user", "content": "Hi <b>"}'),
     ("{{ {'b': 'é', 'a': 1} | tojson(indent=1, sort_keys=true) }}", '{\n "a": 1,\n "b": "é"\n}'),
-    ("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}", "yo"),
+    ("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}"
+     "{% break %}{% endfor %}", "yo"),
     ("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "21"),
-    ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "2"),
+    ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
+     "{{ ns.n }}", "2"),
     ("{{ strftime_now('%Y') | length }}{{ pad_token }}{{ tools is none }}", "4True"),
     ("{{ add_generation_prompt }}", "False"),
 ])
@@ -276,12 +305,14 @@ def test_a_refusal_comes_in_the_templates_own_words(tmp_path, template, words):
 
 def test_a_key_that_is_none_is_a_key_that_is_absent(tmp_path):
     template = "{{ messages[0].tool_calls is defined }}"
-    assert render(tmp_path, template, [{"role": "user", "content": "", "tool_calls": None}]) == "False"
+    assert render(tmp_path, template,
+                  [{"role": "user", "content": "", "tool_calls": None}]) == "False"
 
 
 def test_a_reasoning_trace_is_found_under_every_name(tmp_path):
     for name in ("reasoning_content", "thinking", "reasoning"):
-        assert render(tmp_path, "{{ messages[0].reasoning_content }}{{ messages[0].thinking }}", [{name: "hm"}]) == "hmhm"
+        assert render(tmp_path, "{{ messages[0].reasoning_content }}{{ messages[0].thinking }}",
+                      [{name: "hm"}]) == "hmhm"
 
 
 def test_which_template_is_the_one(tmp_path):
@@ -307,7 +338,8 @@ def test_rendering_leaves_the_messages_alone(tmp_path):
 
 def test_the_module_does_not_need_torch():
     code = "import sys, minialign.hf.tokenizer; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 
 # ---- real tokenizers

@@ -38,7 +38,8 @@ def test_an_adapter_changes_nothing_until_it_learns_and_then_nothing_else_does(s
     model = trained(examples, shape)
     assert (model.logits(TOKENS) - before.logits(TOKENS)).abs().max() > 0.01
     after = dict(model.named_parameters())
-    assert all(torch.equal(p, after[name]) and after[name].grad is None for name, p in before.named_parameters())
+    for name, parameter in before.named_parameters():
+        assert torch.equal(parameter, after[name]) and after[name].grad is None
     assert {name.rpartition(".")[2] for name in adapted_layers(model)} == set(TARGETS)
 
 
@@ -51,7 +52,7 @@ def test_the_adapter_is_a_difference_of_low_rank_and_merging_adds_it(examples):
     torch.testing.assert_close(model.logits(TOKENS), logits)
     torch.testing.assert_close(model.model["layers"][0].mlp.up_proj.weight, weight + difference)
     assert not adapted_layers(model)
-    assert {name for name, _ in model.named_parameters()} == {name for name, _ in tiny_model().named_parameters()}
+    assert dict(model.named_parameters()).keys() == dict(tiny_model().named_parameters()).keys()
     assert all(p.requires_grad for p in model.parameters())
 
 
@@ -65,15 +66,18 @@ def test_the_gradient_of_an_adapter_is_the_full_gradient_projected():
     layer.weight.requires_grad_(True)
     model.logits(TOKENS).square().sum().backward()
     G, s = layer.weight.grad, layer.scale
-    torch.testing.assert_close(layer.lora_B.grad.double(), s * G @ layer.lora_A.double().T, rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(layer.lora_A.grad.double(), s * layer.lora_B.double().T @ G, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(layer.lora_B.grad.double(), s * G @ layer.lora_A.double().T,
+                               rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(layer.lora_A.grad.double(), s * layer.lora_B.double().T @ G,
+                               rtol=1e-5, atol=1e-3)
 
 
 def test_a_peft_folder_survives_the_round_trip(examples, tmp_path):
     model = trained(examples, targets=("q_proj", "down_proj"))
     save_adapters(tmp_path, model, "some/base")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config | {"peft_type": "LORA", "r": 4, "lora_alpha": 8.0, "target_modules": ["down_proj", "q_proj"]} == config
+    assert config | {"peft_type": "LORA", "r": 4, "lora_alpha": 8.0,
+                     "target_modules": ["down_proj", "q_proj"]} == config
     again = tiny_model().float()
     load_adapters(tmp_path, again)
     assert torch.equal(again.logits(TOKENS), model.logits(TOKENS))
