@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from minialign.data import Example
 from minialign.model import Config, Transformer
@@ -56,3 +57,22 @@ def shared_data():
     if not folder:
         pytest.skip("MINIALIGN_DATA is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Base models of two seeds after a few updates, where the race looks for finished ones."""
+    from minialign.hf.tokenizer import byte_tokenizer
+    from minialign.lab import small, tasks
+
+    folder = tmp_path_factory.mktemp("cache")
+    tokenizer = byte_tokenizer(tasks.WORDS)
+    for seed in 0, 1:
+        torch.manual_seed(seed)
+        model = Transformer(tasks.small_config(tokenizer.vocab_size))
+        training = small.base_training(model, tokenizer, seed)
+        for _ in range(60):
+            next(training)
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        save_file(parameters, small.base_path(seed, folder))
+    return folder

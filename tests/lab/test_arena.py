@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from minialign.hf.tokenizer import byte_tokenizer
 from minialign.lab import arena, tasks
 from minialign.lab.arena import Exam, Run, fine_tuning_data, fine_tuning_questions, run_all
 from minialign.lab.small import base_model
@@ -13,6 +14,11 @@ from minialign.stats import mean_interval, show, table
 from minialign.train import Recipe
 
 SHORT = Recipe(epochs=1, batch=64, micro_batch=64, lr=1e-3, negatives=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer(tasks.WORDS)
 
 
 def number(text):
