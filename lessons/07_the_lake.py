@@ -164,9 +164,7 @@ def ask(function):
         luck, sd = float(lake.goals[path[0, :, -1]].double().mean()), (chance * (1 - chance) / W) ** 0.5
         print(f"you say {chance:.4f}; {W} walks say {luck:.4f}, {abs(luck - chance) / sd:.1f} standard deviations away")
         crowd = path[0, :30, : 4 if args.fast else 60].T                # (steps, 30)
-        reached, drowned = lake.goals[crowd].sum(1), (lake.ends & ~lake.goals)[crowd].sum(1)
-        panel = {"words": "students of one walk", "color": plot.COLOR["sft"], "positions": crowd, "fell": drowned.tolist(),
-                 "reached": reached.tolist()}
+        panel = {"words": "students of one walk", "color": plot.COLOR["sft"], "positions": crowd}
         print("and here they go:", walk([panel], lake.rows, check.OUT, "07_walk"))
 
 

@@ -26,8 +26,9 @@ from minialign.logps import batch_logps
 from minialign.methods import METHODS
 from minialign.train import fit
 from toy import lake as lakes
-from toy.compare import fit as fit_on_ice
-from toy.compare import measure, prepare, recipe
+from toy.metrics import measure
+from toy.rows import find_row, train_row
+from toy.world import prepare
 
 args = check.options()
 model, tokenizer = check.base_model(args)
@@ -119,7 +120,7 @@ places = {"a corridor": prepare("corridor", range(N)), "mazes": prepare("maze", 
 ice = {}
 for place, setting in places.items():
     for name, lam in [("ift_simple", lam) for lam in lams] + [("neighbour noise", 0.5), ("oracle labels", 0.5)]:
-        policy, _ = fit_on_ice(setting, recipe(name, lam), steps=20 if args.fast else 100, lr=0.01, lam=lam)
+        policy, _ = train_row(setting, find_row(name, lam), steps=20 if args.fast else 100, lr=0.01)
         ice[place, name, lam] = measure(setting, policy, "neighbour_accuracy")["neighbour_accuracy"]
         value = lakes.success(setting.lakes, policy.probabilities(), noise=0.1).mean()
         print(f"{place:10} {name:15} λ {lam:3}: right action beside the path {ice[place, name, lam].nanmean():.2f}, "
@@ -218,7 +219,7 @@ print(check.propagation(your_weights))
 # ## Try
 # * `c = [0.1] * 7 + [3.0]`: the surprise comes last. Who answers for it now?
 # * `prepare("maze", range(N))` without `base="noisy"`: an untrained policy has nothing to unlearn. Does the harm vanish?
-# * `optimizer="sgd", lr=2.0` in `fit_on_ice`: now the dose counts.
+# * `optimizer="sgd", lr=2.0` in `train_row`: now the dose counts.
 #
 # **Next:** 09, everybody at once.
 

@@ -20,13 +20,13 @@ import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
+from minialign.generate import answers
 from minialign.lab import plot
 from minialign.lab.arena import LONGEST, RECIPE, Exam, fine_tuning_data, fine_tuning_questions
 from minialign.logps import add_reference, batch_logps
 from minialign.methods import build_method
 from minialign.stats import show
 from minialign.train import fit
-from minialign.verbs.sample import answers
 
 args = check.options()
 model, tokenizer = check.base_model(args)

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from minialign.bench import sheet as memory
 from minialign.data import Example, collate
+from minialign.generate import answers
 from minialign.hf.encoding import encode_answer, encode_prompt
 from minialign.hf.folders import load_model, save_model
 from minialign.hf.shapes import PRESETS
@@ -34,7 +35,6 @@ from minialign.logps import add_reference, batch_logps
 from minialign.methods import build_method
 from minialign.model import Config, Transformer
 from minialign.train import Recipe, fit
-from minialign.verbs.sample import answers
 
 args = check.options(takes_model=True)
 torch.manual_seed(0)

@@ -177,7 +177,7 @@ VERBS = {   # verb: arguments, module and function, what it is for
                                          "a table and pictures"),
     "train": (Train, "verbs.train:train", "fine-tune a model folder with one method"),
     "sample": (Sample, "verbs.sample:run", "draw a pool of a model's own answers: the negatives of dft and dft2"),
-    "evaluate": (Evaluate, "evaluate:run", "log-probs, perplexity, preference accuracy, "
+    "evaluate": (Evaluate, "verbs.evaluate:run", "log-probs, perplexity, preference accuracy, "
                                            "and answers compared with the wanted ones"),
     "study": (Study, "verbs.study:main", "one claim of the papers put to the test: a table, a picture, one honest sentence"),
     "bench": (Bench, "bench.compare:run", "what the work costs on this machine: beside its floor, and beside TRL and transformers"),

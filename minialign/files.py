@@ -3,30 +3,34 @@
 import errno
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-os.umask(UMASK := os.umask(0))                      # the only way to read it is to set it
-
 
 @contextmanager
 def replacing(path) -> Iterator[Path]:
-    """Gives a temporary name beside `path` to write to; when the block ends well,
-    it is flushed to disk and takes the place of `path`.
+    """Give a temporary file beside `path` to write to, which takes its place when the block ends.
 
-    OSError if the folder cannot be written or the disk is full; whatever stood at `path` is then still there. ValueError for a
-    folder or a device, which must not be replaced.
+    If the block fails, or the disk is full (OSError), whatever stood at `path` is still there.
+    ValueError for a folder or a device, which must not be replaced.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is a {'folder' if path.is_dir() else 'device'}; name a file")
+    check_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
+        # The file is made here to see what permissions the umask leaves to a new one.
+        unfinished.touch()
+        permissions = stat.S_IMODE(unfinished.stat().st_mode)
         yield unfinished
-        os.chmod(unfinished, 0o666 & ~UMASK)    # libraries that write through a private file leave it readable by its owner alone
+
+        # Some libraries put a file of their own in its place, which its owner alone may read.
+        unfinished.chmod(permissions)
+
+        # Everything must be on the disk before the file gets its name.
         with open(unfinished, "rb") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
@@ -34,35 +38,40 @@ def replacing(path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def check_file(path: Path) -> None:
+    """ValueError if something stands at `path` that is no file, and must not be replaced by one."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a device; name a file")
+
+
+def check_folder(path: Path) -> None:
+    """ValueError if files cannot be written to this folder. It is made if it does not exist."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"cannot make the folder {path} ({error.strerror}); give another one"
+        ) from None
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"the folder {path} is read-only; give one that can be written")
+
+
 def can_write(folder=None, file=None) -> None:
-    """ValueError now, and not after the work, if results could not be written to this folder or file ("-": standard output)."""
-    for place in (None if folder is None else Path(folder), None if file in (None, "-") else Path(file).parent):
-        if place is not None:
-            try:
-                place.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(f"cannot make the folder {place} ({error.strerror}); give another one") from None
-            if not os.access(place, os.W_OK):
-                raise ValueError(f"the folder {place} is read-only; give one that can be written")
-    if file not in (None, "-") and Path(file).exists() and not Path(file).is_file():
-        raise ValueError(f"{file} is a {'folder' if Path(file).is_dir() else 'device'}; name a file")
+    """ValueError now, and not after the work, if its results could not be written.
 
-
-def write_tensors(path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
-    """{name: tensor} as one safetensors file. OSError, whatever safetensors calls it, if the system refuses."""
-    from safetensors import (
-        SafetensorError,  # imported here: the rest of this file is for everybody, torch or not
-    )
-    from safetensors.torch import save_file
-
-    with replacing(path) as unfinished:
-        try:
-            save_file({name: x.detach().contiguous() for name, x in tensors.items()}, unfinished, metadata)
-        except SafetensorError as error:
-            raise OSError(errno.EIO, str(error), str(path)) from None
+    `folder` is to hold files; `file` is one ("-": standard output). None: nothing goes there.
+    """
+    if folder is not None:
+        check_folder(Path(folder))
+    if file is not None and file != "-":
+        check_folder(Path(file).parent)
+        check_file(Path(file))
 
 
 def write_text(path, text: str) -> None:
+    """Write a whole text file."""
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
@@ -77,3 +86,17 @@ def write_json(path, value, indent: int | None = None) -> None:
         sys.stdout.write(text)
     else:
         write_text(path, text)
+
+
+def write_tensors(path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
+    """Write {name: tensor} as one safetensors file; OSError if the system refuses."""
+    # Imported here, because the rest of this file is for everybody, with torch or without.
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    whole = {name: x.detach().contiguous() for name, x in tensors.items()}
+    with replacing(path) as unfinished:
+        try:
+            save_file(whole, unfinished, metadata)
+        except SafetensorError as error:            # its own name for "No space left on device"
+            raise OSError(errno.EIO, str(error), str(path)) from None

@@ -1,10 +1,16 @@
-"""One decoder-only Transformer. GPT-2, Llama, Mistral and Qwen2 are values of `Config`, not classes of their own.
+"""One decoder-only Transformer. GPT-2, Llama, Mistral, Qwen2 are values of `Config`, not classes.
 
-It maps tokens (or embeddings) to hidden states and stops there: the vocabulary head, the expensive part of alignment, is in
-logps.py. Generation is in generate.py. No dropout, no training loop, no loss, no reading of files.
+It maps tokens (or embeddings) to hidden states and stops there: the vocabulary head, the expensive
+part of alignment, is in logps.py, and generation is in generate.py. There is no dropout here, no
+training loop, no loss, and nothing that reads files.
+
+Shapes in the comments: R rows of L tokens, C the width, H heads of D numbers each, G heads that
+keep keys and values, F the width inside the MLP, V the vocabulary. Where several answers share the
+tokens of their prompt, X texts of M tokens each are gathered from the rows.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,71 +18,83 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minialign.generate import Cache, generate, stream
+from minialign import generate as generation
+from minialign.generate import Cache
 
 
 @dataclass(frozen=True)
 class Config:
     """Every number and every switch in which the supported families differ."""
 
-    vocab_size: int
+    vocab_size: int                    # V
     n_layer: int
-    n_head: int
+    n_head: int                        # H
     d_model: int                       # C, the width
     d_mlp: int                         # F, the width inside the MLP
-    n_kv_head: int | None = None       # G: heads that keep keys and values; None = n_head (no grouping)
+    n_kv_head: int | None = None       # G: heads that keep keys and values; None = n_head
     d_head: int | None = None          # D; None = d_model / n_head
     max_len: int = 1024                # positions the model was built for
     norm: str = "rms"                  # "rms" | "layer"
     norm_eps: float = 1e-5
     pos: str = "rope"                  # "rope" | "learned"
     rope_theta: float = 10_000.0
-    rope_scaling: tuple | None = None  # ("linear", factor) | ("llama3", factor, low_freq_factor, high_freq_factor, old_max_len)
+    rope_scaling: tuple | None = None  # ("linear", factor), or ("llama3", factor, low_freq_factor,
+                                       # high_freq_factor, old_max_len)
     mlp: str = "swiglu"                # "swiglu" | "gelu" (the tanh form of GPT-2)
     bias: bool = False                 # in every linear layer of the blocks
     qkv_bias: bool = False             # in q, k, v only (Qwen2); implied by bias
     tie: bool = False                  # the head is the embedding table
-    window: int | None = None          # a query sees the last `window` positions, itself included (Mistral v0.1)
+    window: int | None = None          # a query sees the last `window` positions, itself included
+                                       # (Mistral v0.1); None = all of them
 
     def __post_init__(self):
-        for name, allowed in {"norm": ("rms", "layer"), "pos": ("rope", "learned"), "mlp": ("swiglu", "gelu")}.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"Config.{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}")
+        # Each switch has two positions.
+        switches = {"norm": ("rms", "layer"), "pos": ("rope", "learned"), "mlp": ("swiglu", "gelu")}
+        for name, allowed in switches.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"Config.{name} is {value!r}; choose one of {', '.join(allowed)}")
+
+        # Numbers left out follow from the others. The dataclass is frozen, hence __setattr__.
         if self.n_kv_head is None:
             object.__setattr__(self, "n_kv_head", self.n_head)
         if self.d_head is None:
             if self.d_model % self.n_head:
-                raise ValueError(f"d_model {self.d_model} is not a multiple of n_head {self.n_head}; give d_head")
+                numbers = f"d_model {self.d_model} is not a multiple of n_head {self.n_head}"
+                raise ValueError(f"{numbers}; give d_head")
             object.__setattr__(self, "d_head", self.d_model // self.n_head)
-        if self.n_head % self.n_kv_head:
-            raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
-        if self.pos == "rope" and self.d_head % 2:
-            raise ValueError(f"rotary positions turn pairs of numbers, so d_head must be even, not {self.d_head}")
+
+        # Query heads share the key and value heads evenly; rotary positions need pairs of numbers.
+        G, D = self.n_kv_head, self.d_head
+        if self.n_head % G:
+            raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {G}")
+        if self.pos == "rope" and D % 2:
+            raise ValueError(f"rotary positions turn pairs of numbers: d_head {D} must be even")
 
 
 def wide(x: Tensor) -> Tensor:
-    """float32 or wider, whatever the model's dtype."""
+    """x in float32 or wider, whatever the model's dtype: log-probs and sums are computed in it."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def norm_layer(config: Config) -> nn.Module:
-    return RMSNorm(config.d_model, config.norm_eps) if config.norm == "rms" else nn.LayerNorm(config.d_model, config.norm_eps)
+class Linear(nn.Linear):
+    """torch's linear layer, except that its weights are left as the memory happened to be.
+
+    torch would draw them here. Either Transformer.initialise or a file overwrites them a moment
+    later, and the wasted draw would take a third of the time of loading a model.
+    """
+
+    def reset_parameters(self) -> None:
+        """torch's constructor calls this to draw the weights. Deliberately does nothing."""
 
 
 def embedding(rows: int, width: int) -> nn.Embedding:
-    """An embedding table not yet initialised; nn.Embedding's own start would be overwritten, and is slow on the meta device."""
+    """An embedding table (rows, width), not yet initialised, for the reason given at Linear."""
     return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 
-class Linear(nn.Linear):
-    """As torch's, not yet initialised either: its own start would be overwritten, and takes a third of loading a model."""
-
-    def reset_parameters(self) -> None:
-        pass
-
-
 class RMSNorm(nn.Module):
-    """x / rms(x) in float32, whatever the model's dtype, then times a weight."""
+    """x / rms(x) in float32, times a learned weight: LayerNorm without its mean and its bias."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -87,76 +105,169 @@ class RMSNorm(nn.Module):
         return self.weight * F.rms_norm(x, x.shape[-1:], None, self.eps)
 
 
+def norm_layer(config: Config) -> nn.Module:
+    """The normalisation of this model: Llama's RMSNorm or GPT-2's LayerNorm."""
+    if config.norm == "rms":
+        return RMSNorm(config.d_model, config.norm_eps)
+    return nn.LayerNorm(config.d_model, config.norm_eps)
+
+
 def rope_frequencies(config: Config) -> Tensor:
-    """Turns per position, (D/2,) float32: θ^(−2i/D), rescaled for models whose context was stretched after training."""
+    """By what angle each pair of numbers turns from one position to the next, (D/2,) float32.
+
+    Pair i turns by θ^(−2i/D): the first pairs turn fast, the last ones slowly. Models whose context
+    was stretched after training rescale these angles.
+    """
     D = config.d_head
-    frequency = 1.0 / config.rope_theta ** (torch.arange(0, D, 2, dtype=torch.int64).float() / D)
+    exponents = torch.arange(0, D, 2, dtype=torch.int64).float() / D    # (D/2,)
+    frequency = 1.0 / config.rope_theta**exponents                      # (D/2,)
     if config.rope_scaling is None:
         return frequency
+
+    # Linear scaling squeezes the longer context into the old one.
     kind, factor, *rest = config.rope_scaling
     if kind == "linear":
         return frequency / factor
-    # Llama 3.1: waves longer than the old context are slowed by `factor`, short ones are kept, those between are blended.
+
+    # Llama 3.1: waves longer than the old context are slowed by `factor`, short ones are kept as
+    # they are, and those between are blended.
     low, high, old_len = rest
     wavelength = 2 * math.pi / frequency
-    blend = ((old_len / wavelength - low) / (high - low)).clamp(0, 1)
+    blend = ((old_len / wavelength - low) / (high - low)).clamp(0, 1)   # (D/2,), 1 = keep as it is
     return (1 - blend) * frequency / factor + blend * frequency
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021) in Hugging Face's pairing: number i turns together with number i + D/2."""
+    """Queries or keys (R, L, H, D) turned by the angles of their positions, (R, L, 1, D/2).
+
+    The product of a query and a key then depends on their distance alone (Su et al. 2021). Number i
+    turns together with number i + D/2, which is the pairing of Hugging Face's weights.
+    """
     a, b = x.chunk(2, dim=-1)                                           # each (R, L, H, D/2)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)    # (R, L, H, D)
 
 
+def window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Who may look at whom in a text of `length` tokens: bool (1, 1, length, length), True = may.
+
+    None stands for plain causal attention, for which torch has a fast path of its own.
+    """
+    if window is None or length <= window:
+        return None
+    place = torch.arange(length, device=device)
+    distance = place[:, None] - place                                   # (query, key): how far back
+    visible = (distance >= 0) & (distance < window)
+    return visible[None, None]
+
+
+def gather_tokens(x: Tensor, numbers: Tensor) -> Tensor:
+    """Tokens of x (R, L, …) picked by `numbers` (a, b), which count through all rows: (a, b, …)."""
+    return x.flatten(0, 1).index_select(0, numbers.flatten()).unflatten(0, numbers.shape)
+
+
+def first_places(texts: Tensor, rows: int, length: int) -> Tensor:
+    """The way back from texts to rows: where in `texts` (X, M) each token occurs, (rows, length).
+
+    A prompt's tokens occur in several texts. All of them compute the same, so the first will do.
+    """
+    places = torch.arange(texts.numel(), device=texts.device)
+    nowhere = places.new_full((rows * length,), texts.numel())
+    return nowhere.scatter_reduce(0, texts.flatten(), places, "amin").view(rows, length)
+
+
 class Attention(nn.Module):
+    """Every token gathers what it needs from the tokens before it and from itself.
+
+    Three linear layers make a query, a key and a value per head from each token. The products of a
+    query with the keys say, after a softmax, with what weight it takes their values. With fewer key
+    and value heads than query heads (grouped-query attention), the cache of generation is smaller.
+    """
+
     def __init__(self, config: Config):
         super().__init__()
-        C, D, qkv_bias = config.d_model, config.d_head, config.bias or config.qkv_bias
+        C, D = config.d_model, config.d_head
+        qkv_bias = config.bias or config.qkv_bias
         self.config = config
         self.q_proj = Linear(C, config.n_head * D, bias=qkv_bias)
         self.k_proj = Linear(C, config.n_kv_head * D, bias=qkv_bias)
         self.v_proj = Linear(C, config.n_kv_head * D, bias=qkv_bias)
         self.o_proj = Linear(config.n_head * D, C, bias=config.bias)
 
-    def forward(self, x: Tensor, turn, mask: Tensor | None, texts, cache_entry) -> Tensor:
+    def forward(self, x: Tensor, rotation, mask: Tensor | None, regroup, cache_entry) -> Tensor:
+        """(R, L, C) → (R, L, C).
+
+        rotation     (cos, sin) of all tokens' angles, (R, L, 1, D/2) each; None: learned positions
+        mask         who may look at whom, True = may; None: plain causal attention
+        regroup      (texts, first places), from rows to texts and back; None: every row is a text
+        cache_entry  (cache, number of this layer, positions); None outside generation
+        """
+        # One query, key and value per head from each token.
         R, L, _ = x.shape
         D = self.config.d_head
-        q, k, v = (project(x).view(R, L, -1, D) for project in (self.q_proj, self.k_proj, self.v_proj))     # (R, L, H or G, D)
-        if turn is not None:
-            q, k = rotate(q, *turn), rotate(k, *turn)
-        if texts is not None:
-            where, back = texts
-            q, k, v = (z.flatten(0, 1).index_select(0, where.flatten()).unflatten(0, where.shape) for z in (q, k, v))
-        q, k, v = (z.transpose(1, 2) for z in (q, k, v))                # (R, H or G, L, D), or (X, H or G, M, D)
+        q = self.q_proj(x).view(R, L, -1, D)                            # (R, L, H, D)
+        k = self.k_proj(x).view(R, L, -1, D)                            # (R, L, G, D)
+        v = self.v_proj(x).view(R, L, -1, D)                            # (R, L, G, D)
+
+        # Rotary positions turn queries and keys, but not values.
+        if rotation is not None:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+
+        # Answers to one prompt stand behind it on one row. Here, and nowhere else in the network,
+        # each of them gets a row to itself, with the prompt's queries, keys and values before it.
+        if regroup is not None:
+            texts, places = regroup
+            q = gather_tokens(q, texts)                                 # (X, M, H, D)
+            k = gather_tokens(k, texts)                                 # (X, M, G, D)
+            v = gather_tokens(v, texts)                                 # (X, M, G, D)
+
+        # Attention wants the heads in front. With texts, read X and M for R and L from here on.
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)   # (R, H or G, L, D)
+
+        # In generation, the keys and values of earlier tokens come from the cache.
         if cache_entry is not None:
             cache, layer, positions = cache_entry
-            k, v = cache.store(layer, positions, k, v)                  # (R, G, used, D)
-        causal = mask is None and q.shape[2] > 1                        # a single query comes last and sees everything
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
-        h = h.transpose(1, 2).flatten(2)                                # (R, L, H·D), or (X, M, H·D)
-        if texts is not None:
-            h = h.flatten(0, 1).index_select(0, back).view(R, L, -1)
+            k, v = cache.store(layer, positions, k, v)                  # (R, G, used, D) each
+
+        # Weigh the values. A single query comes last and sees everything: no causal mask for it.
+        causal = mask is None and q.shape[2] > 1
+        grouped = q.shape[1] != k.shape[1]
+        h = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
+        h = h.transpose(1, 2).flatten(2)                                # (R, L, H·D)
+
+        # Back from texts to rows; then one vector per token from what all heads have found.
+        if regroup is not None:
+            h = gather_tokens(h, places)                                # (R, L, H·D)
         return self.o_proj(h)                                           # (R, L, C)
 
 
 class MLP(nn.Module):
+    """What each token computes by itself: widen to F numbers, apply a curve, narrow to C again.
+
+    GPT-2's curve is GELU. In the Llama family the curve is SiLU of a second widened copy, and opens
+    or closes the first like a gate (SwiGLU).
+    """
+
     def __init__(self, config: Config):
         super().__init__()
         C, inner = config.d_model, config.d_mlp
-        if config.mlp == "swiglu":
-            self.gate_proj = Linear(C, inner, bias=config.bias)
         self.gated = config.mlp == "swiglu"
+        if self.gated:
+            self.gate_proj = Linear(C, inner, bias=config.bias)
         self.up_proj = Linear(C, inner, bias=config.bias)
         self.down_proj = Linear(inner, C, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         up = self.up_proj(x)                                            # (R, L, F)
-        inner = F.silu(self.gate_proj(x)) * up if self.gated else F.gelu(up, approximate="tanh")
+        if self.gated:
+            inner = F.silu(self.gate_proj(x)) * up                      # (R, L, F)
+        else:
+            inner = F.gelu(up, approximate="tanh")                      # (R, L, F)
         return self.down_proj(inner)                                    # (R, L, C)
 
 
 class Block(nn.Module):
+    """One layer: attention, then the MLP. Each reads the stream normalised, and adds to it."""
+
     def __init__(self, config: Config):
         super().__init__()
         self.input_layernorm = norm_layer(config)
@@ -164,18 +275,23 @@ class Block(nn.Module):
         self.post_attention_layernorm = norm_layer(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, turn, mask, texts, cache_entry) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), turn, mask, texts, cache_entry)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(self, x: Tensor, rotation, mask: Tensor | None, regroup, cache_entry) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, mask, regroup, cache_entry)
+        return x + self.mlp(self.post_attention_layernorm(x))           # (R, L, C)
 
 
 class Transformer(nn.Module):
-    """Tokens (R, L) or embeddings (R, L, C) → hidden states (R, L, C). Parameters carry Hugging Face's Llama names."""
+    """Tokens (R, L) or embeddings (R, L, C) → hidden states (R, L, C); Llama's parameter names."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.recompute = False      # activation checkpointing: keep only each layer's input, compute the rest again going back
+
+        # Activation checkpointing, off unless a recipe asks for it: keep only the input of each
+        # layer, and compute the rest again during the backward pass.
+        self.recompute = False
+
+        # The network proper.
         self.model = nn.ModuleDict({
             "embed_tokens": embedding(config.vocab_size, config.d_model),
             "layers": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
@@ -183,22 +299,33 @@ class Transformer(nn.Module):
         })
         if config.pos == "learned":
             self.model["embed_positions"] = embedding(config.max_len, config.d_model)
+
+        # The vocabulary head: its weight is used through `head`, the layer itself is never called.
         self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie:
             self.lm_head.weight = self.model["embed_tokens"].weight
-        if self.head.device.type != "meta":                             # a model about to be loaded has nothing to initialise
+
+        # On the meta device there is nothing to initialise: the weights are about to be loaded.
+        if self.head.device.type != "meta":
             self.initialise()
 
-    def initialise(self, std: float = 0.02) -> None:
-        """GPT-2's start: normal(0, 0.02), and what writes into the residual stream smaller by √(2 · layers)."""
+    def initialise(self) -> None:
+        """GPT-2's start: weights normal(0, 0.02), biases 0, the norms' weights 1.
+
+        What writes into the residual stream, twice per layer, starts smaller by √(2 · layers), so
+        that the stream does not grow with the depth of the model.
+        """
+        std = 0.02
+        std_into_stream = std / math.sqrt(2 * self.config.n_layer)
         for name, p in self.named_parameters():
-            if p.dim() == 2:
-                into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(p, std=std / math.sqrt(2 * self.config.n_layer) if into_stream else std)
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.normal_(p, std=std_into_stream)
+            elif p.dim() == 2:
+                nn.init.normal_(p, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
             else:
-                nn.init.ones_(p)                                        # the norms' weights
+                nn.init.ones_(p)
 
     @property
     def head(self) -> Tensor:
@@ -206,6 +333,7 @@ class Transformer(nn.Module):
         return self.lm_head.weight
 
     def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens (R, L) → embeddings (R, L, C)."""
         return self.model["embed_tokens"](tokens)
 
     def forward(self, x: Tensor, positions: Tensor | None = None, texts: Tensor | None = None,
@@ -214,61 +342,59 @@ class Transformer(nn.Module):
 
         x          tokens (R, L) or embeddings (R, L, C)
         positions  (R, L) position ids; None counts 0, 1, 2, … along the row
-        texts      (X, M) for answers that share their prompt's tokens (see data.py): which of the R·L tokens each of X texts
-                   consists of, prompt first, right-padded with 0. A token sees what stands before it in its text;
-                   all but attention is computed once per token. None: every row is a text
-        cache      filled and read at `positions`; generation only, not together with `texts`
+        texts      (X, M) for answers that share their prompt's tokens (see data.py): which of the
+                   R·L tokens each text consists of, prompt first, right-padded with 0. A token sees
+                   what stands before it in its text; all but attention is computed once per token.
+                   None: every row is a text
+        cache      filled and read at `positions`; generation only, and not together with `texts`
         """
+        # Tokens become embeddings. IFT comes with embeddings, which it has mixed itself.
         if x.dim() == 2 and not x.is_floating_point():
             x = self.embed(x)                                           # (R, L, C)
         R, L, C = x.shape
         if C != self.config.d_model:
             raise ValueError(f"embeddings are {C} wide, this model is {self.config.d_model} wide")
+
+        # Positions: GPT-2 adds a learned vector to every token, the others turn queries and keys.
         if positions is None:
             positions = torch.arange(L, device=x.device).expand(R, L)   # (R, L)
         if self.config.pos == "learned":
-            x, turn = x + self.model["embed_positions"](positions), None
+            x = x + self.model["embed_positions"](positions)            # (R, L, C)
+            rotation = None
         else:
-            angle = positions[:, :, None, None].float() * rope_frequencies(self.config).to(x.device)    # (R, L, 1, D/2)
-            turn = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+            frequencies = rope_frequencies(self.config).to(x.device)    # (D/2,)
+            angles = positions[:, :, None, None].float() * frequencies  # (R, L, 1, D/2)
+            rotation = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+        # Who may look at whom: within each text, or at what the cache holds from earlier calls.
+        regroup = None if texts is None else (texts, first_places(texts, R, L))
+        mask = window_mask(L if texts is None else texts.shape[1], self.config.window, x.device)
         if cache is not None:
             cache.used += L
-        mask = attention_mask(positions if texts is None else texts, self.config.window, cache)
-        if texts is not None:                                           # and back: a prompt's tokens from the first of its texts
-            places = torch.arange(texts.numel(), device=x.device)
-            texts = texts, places.new_full((R * L,), texts.numel()).scatter_reduce(0, texts.flatten(), places, "amin")
-        for i, layer in enumerate(self.model["layers"]):
+            if cache.used > L:
+                mask = cache.mask(positions, self.config.window)
+
+        # The layers, one after the other.
+        for number, layer in enumerate(self.model["layers"]):
+            entry = None if cache is None else (cache, number, positions)
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, turn, mask, texts, None, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(layer, x, rotation, mask, regroup, entry,
+                               use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, turn, mask, texts, None if cache is None else (cache, i, positions))
+                x = layer(x, rotation, mask, regroup, entry)            # (R, L, C)
         return self.model["norm"](x)
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """(B, T) tokens → (B, T, V) float32 logits, all of them: for checks and lessons. Training never builds these."""
+        """(B, T) tokens → (B, T, V) float32 logits, all of them: for checks and lessons.
+
+        Training never builds them; see logps.py.
+        """
         return (self(tokens) @ self.head.T).float()
 
-    stream = stream             # both in generate.py
-    generate = generate
+    def stream(self, tokens: Tensor, max_new_tokens: int, *choice, **more) -> Iterator[Tensor]:
+        """New tokens as they come, (R,) at a time; the arguments are those of generate.stream."""
+        return generation.stream(self, tokens, max_new_tokens, *choice, **more)
 
-
-def attention_mask(rows: Tensor, window: int | None, cache: Cache | None) -> Tensor | None:
-    """Who may look at whom: bool (R or 1, 1, L, keys), True = visible; None stands for plain causal attention, the fast case.
-
-    Every one of `rows` (R, L) is a text without gaps. Behind what a cache holds, `rows` are position ids.
-    """
-    L = rows.shape[1]
-    behind = cache is not None and cache.used > L
-    if behind and L == 1 and not cache.ragged and (window is None or cache.used <= window):
-        return None
-    if behind:
-        distance = rows[:, :, None] - torch.arange(cache.used, device=rows.device)                      # (R, L, used)
-    elif window is None or L <= window:
-        return None
-    else:
-        place = torch.arange(L, device=rows.device)
-        distance = (place[:, None] - place)[None]                                                       # (1, L, L)
-    visible = distance >= 0
-    if window is not None:
-        visible = visible & (distance < window)
-    return visible[:, None]
+    def generate(self, tokens: Tensor, max_new_tokens: int, *choice, **more) -> Tensor:
+        """Prompts (R, L) with their continuations; the arguments are those of generate.generate."""
+        return generation.generate(self, tokens, max_new_tokens, *choice, **more)

@@ -21,12 +21,12 @@ from conftest import SHAPES
 
 from minialign import METHODS, __main__, load_model, save_model
 from minialign.__main__ import METHOD_NAMES, Train, build_parser, main
+from minialign.generate import answers
 from minialign.hf.encoding import encode_answer
 from minialign.hf.lora import load_adapters, merge
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.model import Config, Transformer
 from minialign.verbs import generate as talk
-from minialign.verbs.sample import answers
 
 ROWS = [{"prompt": f"{a}+{b}=", "chosen": f"{a + b}", "rejected": f"{a + b + 1}"} for a in range(3) for b in range(4)]
 

@@ -1,242 +1,48 @@
-"""The comparison: every method from the same initial policies on the same lakes for as many steps, measured exactly.
+"""The comparison: every method from the same policies on the same lakes for as many steps.
 
-Who gets what (as IFT section 5.3): SFT, IFT and the controls read the optimal trajectory. ASFT, DPO, ORPO and the other
-pairwise methods get the sub-optimal one as rejected answer. DFT gets trajectories sampled from the initial policy, with their
-exact log-probs.
+`run` is what `python -m toy` does: train every row of the table, measure it exactly, print, draw.
 """
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from minialign import METHODS
-from toy import lake as lakes_
-from toy.lake import Lake
-from toy.maps import BadRequest, find
-from toy.policy import Data, Network, Table, coordinates, dice, log_prob, train, trajectories
+from minialign.lab.plot import save
+from minialign.stats import table
+from toy import lake, plot
+from toy.flags import Flags
+from toy.metrics import METRICS, measure
+from toy.policy import Network, Table, dice
+from toy.report import interval, progress, shown, spelled
+from toy.rows import CONTROLS, Row, choose, find_rows, train_row
+from toy.world import World, prepare
 
-DEFAULT = ("sft", "asft", "dft", "ift_eq21", "ift_simple", "ift", "dpo", "orpo")
-CONTROLS = ("sft x3", "neighbour noise", "oracle labels")
-METRICS = {                 # name in the JSON → head of the table's column
-    "mse": "MSE",
-    "mse_nearest": "MSE nearest",
-    "mse_parameters": "MSE param.",
-    "success": "success",
-    "success_off_path": "from beside",
-    "success_noise_0.1": "10 % noise",
-    "neighbour_accuracy": "right beside",
-    "states_visited": "cells seen",
-}
-TUNING = (0.3, 1.0, 3.0, 10.0)       # times --lr: the learning rates that each row may choose from, on other seeds
-TUNING_SEEDS = 1_000_000    # added to the first seed: learning rates are chosen on seeds that no result is reported for
-NOISY_LABELS, NOISE = 16, 0.75      # what the "noisy" initial policy has learnt from
-TEACHING = {"noisy": 100, "suboptimal": 300, "optimum": 500}         # SFT steps that make these policies
-NEGATIVES = 2               # trajectories that DFT reads per step, as in its paper's main runs
+SEEDS = 40
+TUNING = (0.3, 1.0, 3.0, 10.0)      # times --lr: the learning rates that each row may choose from
+TUNING_SEEDS = 1_000_000    # added to the first seed: no result is reported for the seeds tuned on
+JUDGE = "success_noise_0.1"         # the metric that chooses among them
+TUNED = ("mse", "mse_nearest", "success_noise_0.1", "neighbour_accuracy")   # the second table's
+COLUMNS = """\
+MSE           mean squared difference of action probabilities to the optimal policy,
+              a network trained on the optimal actions
+MSE nearest   the same to the nearest optimal policy, where several actions are equally good
+MSE param.    mean squared difference of the parameters to those of that network
+success       exact chance to reach the goal from the start; "from beside": from a random
+              neighbour of the path; "10 % noise": with every tenth action, on average,
+              replaced by a random one
+right beside  share of the path's neighbours where the likeliest action is optimal
+cells seen    expected number of different cells in one walk"""
 
-
-# ---------------------------------------------------------------------------------------------------- a row of the table
-
-@dataclass(frozen=True)
-class Recipe:
-    """A row of the table: a method, what its policy reads, what data it gets, and how many times the steps."""
-
-    name: str
-    method: str                                     # in METHODS
-    words: str                                      # how the table calls it
-    hyper: dict = field(default_factory=dict)
-    reads: str = "path"
-    effort: int = 1
-
-    def build(self, examples: int):
-        """The method itself; the DFT family keeps a number per training example."""
-        needs_table = "negatives" in METHODS[self.method].needs and hasattr(METHODS[self.method], "n_examples")
-        return METHODS[self.method](**self.hyper, **({"n_examples": examples} if needs_table else {}))
-
-
-def recipe(name: str, lam: float, gamma: float = 0.95, guess: str = "expected") -> Recipe:
-    """The row called `name`: a method of METHODS, a variant of IFT, or a control."""
-    special = {
-        "ift": Recipe(name, "ift", "IFT, released weights", {"lam": lam, "gamma": gamma}, guess),
-        "ift_simple": Recipe(name, "ift", "IFT, simple sum", {"lam": lam, "gamma": 0.0}, guess),
-        "ift_eq21": Recipe(name, "ift_eq21", "IFT, formula", {"lam": lam}, guess),
-        "sft x3": Recipe(name, "sft", "SFT, 3 × the steps", effort=3),
-        "neighbour noise": Recipe(name, "sft", "neighbour noise", reads="uniform"),
-        "oracle labels": Recipe(name, "sft", "oracle labels", {"reduction": "seq_sum"}, "oracle"),
-    }
-    return special.get(name) or Recipe(name, name, name.upper())
-
-
-def choose(names: str) -> list[str]:
-    """ "a,b,…" or "all" → names in the order of the table. BadRequest on a name that the lake cannot run."""
-    able = {name: "kl" not in METHODS[name].needs for name in METHODS} | {"ift_simple": True}
-    if names == "all":
-        return [*DEFAULT, *(name for name in able if able[name] and name not in DEFAULT)]
-    chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
-    for name in chosen:
-        if name in CONTROLS:
-            raise BadRequest(f"--methods: {name} is a control and always runs; name methods only")
-        if not able.get(name, False):
-            why = "needs mismatched answers, which trajectories do not have" if name in able else "is no method"
-            raise BadRequest(f"--methods: {name!r} {why}; choose from {', '.join(n for n in able if able[n])}, or all")
-    if not chosen:
-        raise BadRequest(f"--methods is empty; write names separated by commas, such as {','.join(DEFAULT)}, or all")
-    return chosen
-
-
-# ---------------------------------------------------------------------------------------------------- where everybody starts
-
-@dataclass
-class Setting:
-    """N lakes, the initial policy of every seed, the optimal parameters, and the data. What all methods share."""
-
-    seeds: list[int]
-    singles: list[Lake]
-    lakes: Lake                     # the same, stacked
-    base: Table
-    path: Data                      # the optimal trajectory
-    pairs: Data                     # with the sub-optimal one as answer 1
-    _kept: dict = field(default_factory=dict)
-
-    def data(self, method: str, steps: int) -> Data:
-        """What this method may see."""
-        needs = METHODS[method].needs
-        if "negatives" in needs:
-            if ("pool", steps) not in self._kept:
-                self._kept["pool", steps] = pool(self, NEGATIVES * steps)
-            return self._kept["pool", steps]
-        return self.pairs if set(needs) & {"rejected", "rewards"} else self.path
-
-    def optimum(self) -> Table:
-        """The same network from the same start, trained on the optimal action of every state: the paper's "optimal
-        parameterised policy".
-        """
-        if "optimum" not in self._kept:
-            self._kept["optimum"] = imitate(self.base, self.lakes, self.lakes.expert[:, None], TEACHING["optimum"])
-        return self._kept["optimum"]
-
-
-def prepare(map_name: str, seeds: list[int], slippery: bool = False, base: str = "random", frozen: float = 0.8,
-            sees: str = "cells", kind=Network) -> Setting:
-    """Lakes, initial policies and demonstrations of these seeds. Mazes: one per seed; any other map is the same for all."""
-    if map_name == "maze":
-        singles = [lakes_.make(find(map_name, seed, frozen), slippery) for seed in seeds]
-    else:
-        singles = [lakes_.make(find(map_name), slippery)] * len(seeds)
-    lakes = lakes_.stack(singles)
-    best, worse = [[lake.best] for lake in singles], [[lake.worse] for lake in singles]
-    untrained = kind.fresh(seeds, coordinates(lakes) if sees == "coordinates" else None, lakes.ends.shape[-1])
-    policy = initial(base, untrained, lakes, seeds, trajectories(worse))
-    pairs = trajectories(best, worse)
-    reached = torch.tensor([[[1.0]], [[0.0]]], dtype=torch.float64).expand(2, len(seeds), 1)
-    pairs = Data(pairs.states, pairs.actions, pairs.mask, log_prob(policy, pairs), reached)
-    return Setting(seeds, singles, lakes, policy, trajectories(best), pairs)
-
-
-def join(settings: list[Setting]) -> Setting:
-    """Settings on the same map side by side as one, so that they train as one tensor program."""
-    def cat(parts: list[Data]) -> Data:
-        return Data(*(None if getattr(parts[0], f.name) is None else torch.cat([getattr(x, f.name) for x in parts], 1)
-                      for f in fields(Data) if f.name != "fresh"))
-
-    bases = [setting.base for setting in settings]
-    seen = None if bases[0].features is None else torch.cat([base.features for base in bases])
-    base = type(bases[0])(seen, [torch.cat(same) for same in zip(*(base.parameters for base in bases), strict=True)])
-    singles = [lake for setting in settings for lake in setting.singles]
-    return Setting([seed for setting in settings for seed in setting.seeds], singles, lakes_.stack(singles), base,
-                   cat([setting.path for setting in settings]), cat([setting.pairs for setting in settings]))
-
-
-def initial(base: str, policy: Table, lakes: Lake, seeds: list[int], worse: Data) -> Table:
-    """The policy before alignment.
-
-    random: untrained. suboptimal: has learnt the sub-optimal trajectory. noisy: has learnt NOISY_LABELS labels for every state
-    from an expert who picks a random action with chance NOISE; mostly right, never sure.
-    """
-    if base == "random":
-        return policy
-    if base == "suboptimal":
-        return train(policy, lakes, worse, METHODS["sft"](), steps=TEACHING["suboptimal"], lr=0.01)[0]
-    chance = dice(seeds, "labels", NOISY_LABELS, lakes.ends.shape[-1], 2)           # (N, labels, S, 2)
-    labels = torch.where(chance[..., 0] < NOISE, (4 * chance[..., 1]).long(), lakes.expert[:, None])
-    return imitate(policy, lakes, labels, TEACHING["noisy"])
-
-
-def imitate(policy: Table, lakes: Lake, labels: Tensor, steps: int) -> Table:
-    """SFT on some labels for every state (N, labels, S), wherever the goal can still be reached."""
-    N, D, S = labels.shape
-    every = torch.arange(S).expand(1, N, D, S)
-    data = Data(every, labels[None], lakes.solvable[None, :, None].expand(1, N, D, S))
-    return train(policy, lakes, data, METHODS["sft"](), steps=steps, lr=0.01)[0]
-
-
-def pool(setting: Setting, size: int) -> Data:
-    """DFT's negatives: `size` trajectories per seed, sampled from the initial policy before training starts and cut off at four
-    times the length of the demonstration; NEGATIVES of them are read at each step, and none twice.
-    """
-    best = setting.path
-    T = 4 * best.mask.shape[-1]
-    walks = lakes_.sample(setting.lakes, setting.base.probabilities(), dice(setting.seeds, "negatives", size, T, 2))
-    wanted = [torch.nn.functional.pad(x, (0, T - x.shape[-1])) for x in (best.states, best.actions, best.mask)]
-    sampled = [x.transpose(0, 1)[:, :, None] for x in walks]            # (size, N, 1, T)
-    data = Data(*(torch.cat(pair) for pair in zip(wanted, sampled, strict=True)))
-    return Data(data.states, data.actions, data.mask, log_prob(setting.base, data), fresh=NEGATIVES)
-
-
-def fit(setting: Setting, row: Recipe, *, steps: int, lr: float, lam: float, optimizer: str = "adam",
-        watch=None) -> tuple[Table, Tensor]:
-    """Train one row of the table for all seeds at once → its policies and the off-path share of what they read, (steps, N)."""
-    steps = steps * row.effort
-    data = setting.data(row.method, steps)
-    method = row.build(len(setting.seeds) * data.states.shape[2])
-    policy, off_path = train(setting.base, setting.lakes, data, method, steps=steps, lr=lr, optimizer=optimizer, reads=row.reads,
-                             lam=lam, watch=watch)
-    if not all(p.isfinite().all() for p in policy.parameters):
-        raise FloatingPointError(f"{row.words} diverged at learning rate {lr:g}; give a smaller --lr")
-    return policy, off_path
-
-
-# ---------------------------------------------------------------------------------------------------- exact measurements
-
-def measure(setting: Setting, policy: Table, *only: str) -> dict[str, Tensor]:
-    """Every number of METRICS, or only the named ones, exactly, one per seed (N,)."""
-    lakes, p = setting.lakes, policy.probabilities()
-    counted = lakes.solvable.double()                                   # (N, S): where the goal can still be reached
-    beside = lakes.neighbours.double()
-    beside = beside / beside.sum(-1, keepdim=True)                      # 0/0 = nan where the path has no neighbours
-
-    def mean(x: Tensor) -> Tensor:                                      # (N, S, 4) → (N,)
-        return (x * counted[..., None]).sum((1, 2)) / (4 * counted.sum(-1))
-
-    def nearest() -> Tensor:            # it spreads what p lacks evenly over the tied optimal actions and takes the rest to zero
-        lacking = (p * ~lakes.optimal).sum(-1, keepdim=True)
-        return mean(torch.where(lakes.optimal, lacking / lakes.optimal.sum(-1, keepdim=True), p) ** 2)
-
-    def parameters() -> Tensor:
-        pairs = zip(policy.parameters, setting.optimum().parameters, strict=True)
-        return torch.cat([((x - y) ** 2).flatten(1) for x, y in pairs], -1).mean(-1)
-
-    ways = {
-        "mse": lambda: mean((p - setting.optimum().probabilities()) ** 2),
-        "mse_nearest": nearest,
-        "mse_parameters": parameters,
-        "success": lambda: lakes_.success(lakes, p),
-        "success_off_path": lambda: lakes_.success(lakes, p, beside),
-        "success_noise_0.1": lambda: lakes_.success(lakes, p, noise=0.1),
-        "neighbour_accuracy": lambda: (lakes.optimal.gather(-1, p.argmax(-1, keepdim=True))[..., 0] * beside).sum(-1),
-        "states_visited": lambda: lakes_.seen(lakes, p).sum(-1),
-    }
-    return {name: ways[name]() for name in only or METRICS}
-
-
-# ---------------------------------------------------------------------------------------------------- the comparison
 
 @dataclass
 class Result:
     """What one row of the table came to. `measured` holds one number per seed."""
 
-    row: Recipe
+    row: Row
     policy: Table
     measured: dict[str, Tensor]
     off_path: Tensor            # (steps, N)
@@ -244,28 +50,196 @@ class Result:
     tuned: dict[str, Tensor] = field(default_factory=dict)
 
 
-def race(setting: Setting, names: list[str], args, progress=lambda rows: rows) -> dict[str, Result]:
-    """The initial policy, every method and the controls, at one learning rate for all and at each one's own."""
-    rows = [recipe(name, args.lam, args.gamma, args.guess) for name in [*names, *CONTROLS]]
-    others = [TUNING_SEEDS + seed for seed in setting.seeds[:20]]
-    tuning = prepare(args.map, others, args.slippery, args.base, kind=type(setting.base))
-    how = {"steps": args.steps, "lam": args.lam, "optimizer": args.optimizer}
-    start = Recipe("base", "sft", f"initial policy ({args.base})", effort=0)
-    results = {"base": Result(start, setting.base, measure(setting, setting.base), torch.zeros(0, len(setting.seeds)))}
-    for row in progress(rows):
-        policy, off_path = fit(setting, row, lr=args.lr, **how)
-        best = tune(tuning, row, [factor * args.lr for factor in TUNING], how)
-        tuned = measure(setting, fit(setting, row, lr=best, **how)[0])
-        results[row.name] = Result(row, policy, measure(setting, policy), off_path, best, tuned)
+def run(flags: Flags) -> dict:
+    """Tables, sentences, pictures; returns what goes into the JSON file."""
+    names = choose(flags.methods)
+    flags = replace(flags, seeds=flags.seeds or SEEDS)
+    kind = Network if flags.policy == "network" else Table
+    world = prepare(flags.map, flags.all_seeds(), flags.slippery, flags.base, kind=kind)
+    print(f"{flags.map}{' slippery' if flags.slippery else ''}, initial policy {flags.base}, "
+          f"{flags.policy}, λ {flags.lam:g}")
+    results = train_all(world, names, flags)
+    print(tables(results, flags), "", paper(results), sep="\n")
+    if flags.episodes:
+        print(played(world, results, flags.episodes))
+
+    for path in pictures(world, results, flags):
+        print(f"picture: {path}")
+    found = {}
+    for name, result in results.items():
+        tuned = {f"tuned_{metric}": x for metric, x in result.tuned.items()}
+        found[name] = result.measured | tuned
+    return found
+
+
+def train_all(world: World, names: list[str], flags: Flags) -> dict[str, Result]:
+    """The initial policy, every method and the controls: at one learning rate, and at their own."""
+    others = [TUNING_SEEDS + seed for seed in world.seeds[:20]]
+    tuning = prepare(flags.map, others, flags.slippery, flags.base, kind=type(world.base))
+    rates = [factor * flags.lr for factor in TUNING]
+    start = Row("base", "sft", f"initial policy ({flags.base})", effort=0)
+    nothing = torch.zeros(0, len(world.seeds))
+    results = {"base": Result(start, world.base, measure(world, world.base), nothing)}
+    for row in progress(find_rows(flags, *names, *CONTROLS), "methods"):
+        policy, off_path = train_row(world, row, **flags.training())
+        best = tune(tuning, row, rates, flags)
+        tuned, _ = train_row(world, row, **flags.training() | {"lr": best})
+        results[row.name] = Result(row, policy, measure(world, policy), off_path, best,
+                                   measure(world, tuned))
     return results
 
 
-def tune(setting: Setting, row: Recipe, rates: list[float], how: dict) -> float:
+def tune(world: World, row: Row, rates: list[float], flags: Flags) -> float:
     """The learning rate with the best success at 10 % noise; one that diverges is out."""
-    metric, success = "success_noise_0.1", {}
+    success = {}
     for lr in rates:
         try:
-            success[lr] = measure(setting, fit(setting, row, lr=lr, **how)[0], metric)[metric].mean().item()
+            policy, _ = train_row(world, row, **flags.training() | {"lr": lr})
         except FloatingPointError:
             continue
+        success[lr] = measure(world, policy, JUDGE)[JUDGE].mean().item()
     return max(success, key=success.get, default=rates[0])
+
+
+# ------------------------------------------------------------------------------ words
+
+def tables(results: dict[str, Result], flags: Flags) -> str:
+    """The results as text: the fixed learning rate, then each row's own."""
+    fixed, tuned = [], []
+    for name, result in results.items():
+        sft = results["sft"] if "sft" in results and name != "sft" else None
+        line = cells(result.measured, sft.measured if sft else None, METRICS)
+        fixed.append([result.row.words, *line])
+        if result.tuned:
+            line = cells(result.tuned, sft.tuned if sft else None, TUNED)
+            tuned.append([result.row.words, f"{result.tuned_lr:g}", *line])
+    heads = [f"{metric.head} " for metric in METRICS.values()]
+    tuned_heads = [f"{METRICS[name].head} " for name in TUNED]
+    return "\n".join([
+        f"lr {flags.lr:g} for all, {flags.steps} {flags.optimizer} steps, {flags.seeds} seeds from "
+        f"{flags.first_seed}",
+        "mean ± 95 % interval; ▲ ▼ better or worse than SFT, paired by seed (≠ different)",
+        table(["", *heads], fixed), "",
+        "each row at its own learning rate: the best success at 10 % noise on 20 other seeds",
+        table(["", "lr", *tuned_heads], tuned), "", COLUMNS])
+
+
+def cells(measured: dict, reference: dict | None, metrics) -> list[str]:
+    """The cells of one line, compared to those of the reference if there is one."""
+    written = []
+    for name in metrics:
+        other = reference[name] if reference else None
+        written.append(shown(measured[name], other, METRICS[name].good))
+    return written
+
+
+def paper(results: dict[str, Result]) -> str:
+    """The paper's ordering, as measured: one sentence with its intervals."""
+    if not {"sft", "dpo", "ift_eq21"} <= results.keys():
+        return ("the paper's ordering (DPO and IFT closer to the optimal policy than SFT) needs "
+                "the methods sft, dpo and ift_eq21")
+    mse = {name: results[name].measured["mse"] for name in ("sft", "dpo", "ift_eq21")}
+    ift, dpo = mse["ift_eq21"] - mse["sft"], mse["dpo"] - mse["sft"]
+    certain = all(sum(interval(gain)) < 0 for gain in (ift, dpo))       # the upper ends
+    return ("The paper reports DPO and IFT much closer to the optimal policy than SFT. "
+            f"Here MSE(IFT, formula) − MSE(SFT) = {spelled(ift)} and MSE(DPO) − MSE(SFT) = "
+            f"{spelled(dpo)}: it {'comes out' if certain else 'does not come out'}.")
+
+
+def played(world: World, results: dict[str, Result], episodes: int) -> str:
+    """The exact success at 10 % noise of the first seed against episodes in gymnasium."""
+    worst = 0.0
+    for i, result in enumerate(results.values()):
+        exact = result.measured["success_noise_0.1"][0].item()
+        policy = lake.with_noise(result.policy.probabilities()[0], 0.1)
+        share = lake.play(world.singles[0], policy, episodes, seed=i) / episodes
+        # The standard error of the share, with at least one episode of doubt.
+        error = max(exact * (1 - exact) / episodes, 1 / episodes**2) ** 0.5
+        worst = max(worst, abs(share - exact) / error)
+    return (f"checked: {episodes} episodes per row at 10 % noise, seed {world.seeds[0]}, in "
+            f"gymnasium's FrozenLake-v1; the largest of {len(results)} deviations from the exact "
+            f"success is {worst:.1f} standard errors")
+
+
+# ------------------------------------------------------------------------------ pictures
+
+def pictures(world: World, results: dict[str, Result], flags: Flags) -> list[Path]:
+    made = [draw_maps(world, results, flags), draw_seeds(results, flags),
+            draw_exposure(results, flags)]
+    return [*made, animate(world, results, flags)] if flags.animate else made
+
+
+def draw_maps(world: World, results: dict[str, Result], flags: Flags) -> Path:
+    """The demonstrations, then every policy: the mean over seeds, or a maze's first seed."""
+    first = world.singles[0]
+    same = all(one is first for one in world.singles)
+    whose = f"mean of {len(world.seeds)} seeds" if same else f"the maze of seed {world.seeds[0]}"
+
+    def one_of(x: Tensor) -> Tensor:
+        return x.mean(0) if same else x[0]
+
+    high = len(first.rows) / len(first.rows[0])
+    figure, (bare, *panels) = plot.grid(len(results) + 1, 2.5, 2.4 * high + 0.7)
+    plot.demonstrations(bare, first)
+    for axes, (name, result) in zip(panels, results.items(), strict=True):
+        p = result.policy.probabilities()
+        shade = one_of(lake.seen(world.lakes, p))
+        rate = one_of(result.measured["success_noise_0.1"])
+        plot.policy_map(axes, first.rows, one_of(p), first.optimal, shade, plot.color_of(name))
+        axes.set_title(f"{result.row.words}\n{rate:.0%} reach G with 10 % noise", fontsize=9.5)
+    figure.suptitle("Likeliest action: black is optimal, red is not. Shade: chance to see the cell "
+                    f"({whose})", x=0.01, ha="left", **plot.BOLD)
+    figure.tight_layout(rect=(0, 0, 1, 0.99))
+    return save(figure, flags.out, "lake_maps")
+
+
+def draw_seeds(results: dict[str, Result], flags: Flags) -> Path:
+    """One panel per metric, one line per row of the table, one dot per seed."""
+    rows = {name: result.measured for name, result in results.items() if name != "base"}
+    size = (2.6 * len(TUNED) + 1.6, 0.36 * len(rows) + 1.3)
+    figure, panels = plt.subplots(1, len(TUNED), figsize=size, sharey=True)
+    for axes, name in zip(panels, TUNED, strict=True):
+        line = rows["sft"][name].nanmean() if "sft" in rows else None
+        plot.seeds(axes, {row: measured[name] for row, measured in rows.items()}, line)
+        metric = METRICS[name]
+        axes.set_xlabel(f"{metric.words} →" if metric.good > 0 else f"← {metric.words}", fontsize=9)
+        axes.tick_params(axis="x", labelsize=8)
+    figure.suptitle("Every dot a seed; bars: mean and 95 % interval; dotted: SFT "
+                    f"({flags.map}, {flags.base} start)", x=0.01, ha="left", **plot.BOLD)
+    figure.tight_layout()
+    return save(figure, flags.out, "lake_dots")
+
+
+def draw_exposure(results: dict[str, Result], flags: Flags) -> Path:
+    """How much of what the policy reads lies off the demonstrated path, over training."""
+    deviating = {}
+    for name, result in results.items():
+        if result.row.reads in (flags.guess, "uniform"):
+            deviating[name] = result.off_path
+    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    plot.curves(axes, torch.arange(1, 1 + flags.steps), deviating)
+    axes.set(xlabel="training step", ylabel="share of the input off the path", ylim=(0, None))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f} %")
+    said = ""
+    guesses = []
+    for name, off_path in deviating.items():
+        if results[name].row.reads == flags.guess:
+            guesses.append(off_path.mean(-1))
+    if guesses:
+        first, last = max(x[0] for x in guesses), max(x[-1] for x in guesses)
+        said = f": {first:.0%} at first, {100 * last:.1g} % at the end"
+    axes.set_title(f"IFT leaves the path{said}", **plot.TITLE)
+    return save(figure, flags.out, "lake_exposure")
+
+
+def animate(world: World, results: dict[str, Result], flags: Flags) -> Path:
+    """Thirty walkers per policy on the first seed's lake, one step per frame."""
+    first = world.singles[0]
+    one, rolls = lake.stack([first]), dice(world.seeds[:1], "rollouts", 30, 5 * len(first.best), 2)
+    walks = []
+    for name, result in results.items():
+        policy = lake.with_noise(result.policy.probabilities()[:1], 0.1)
+        states, _, _ = lake.sample(one, policy, rolls)                  # (1, walkers, frames)
+        walks.append({"words": result.row.words, "color": plot.color_of(name),
+                      "positions": states[0].T})
+    return plot.walk(walks, first.rows, flags.out, "lake_walk")

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from minialign.data import Batch, Example, collate
-from minialign.verbs.sample import answers
+from minialign.generate import answers
 from minialign.lab import tasks
 from minialign.lab.small import STEPS, base_model, base_path
 from minialign.logps import batch_logps

@@ -1,4 +1,7 @@
-"""The methods: each turns the log-probs of a batch into a loss and one push per token. Contract: `method.Method`."""
+"""The methods: each turns the log-probs of a batch into a loss and one push per token.
+
+The contract is `method.Method`. A new method is a class in a file here, and one line in METHODS.
+"""
 
 from dataclasses import fields
 
@@ -44,18 +47,29 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def build_method(kind: str | type[Method], hyper: dict, n_examples: int) -> Method:
-    """A method by its name in METHODS, or by its class, with these hyper-parameters.
+def build_method(method: str | type[Method], hyper: dict, n_examples: int) -> Method:
+    """A method, by its name in METHODS or its class, with these hyper-parameters.
 
-    `n_examples` is the size of the data set, for methods that keep a number per example. ValueError for a
-    hyper-parameter that the method does not have, naming those it has.
+    Methods that remember something of every example are told how many there are. ValueError if
+    the method has no such hyper-parameter; it names those it has.
     """
-    cls = METHODS[kind] if isinstance(kind, str) else kind
-    name = kind if isinstance(kind, str) else cls.__name__
-    known = {f.name for f in fields(cls) if f.init}
-    if unknown := set(hyper) - known:
-        has = ", ".join(f"--{k.replace('_', '-')}" for k in sorted(known - {"n_examples"})) or "none"
-        flags = ", ".join(f"--{k.replace('_', '-')}" for k in sorted(unknown))
-        raise ValueError(f"{name} has no {flags}; its hyper-parameters: {has}")
-    sized = {"n_examples": n_examples} if "n_examples" in known else {}
-    return cls(**hyper, **sized)
+    if isinstance(method, str):
+        name, kind = method, METHODS[method]
+    else:
+        name, kind = method.__name__, method
+
+    takes = {f.name for f in fields(kind) if f.init}
+    known = takes - {"n_examples"}
+    unknown = set(hyper) - known
+    if unknown:
+        has = as_flags(known) or "none"
+        raise ValueError(f"{name} has no {as_flags(unknown)}; its hyper-parameters: {has}")
+
+    if "n_examples" in takes:
+        return kind(**hyper, n_examples=n_examples)
+    return kind(**hyper)
+
+
+def as_flags(names: set[str]) -> str:
+    """ "--beta-odds, --lam": hyper-parameters as the command line calls them."""
+    return ", ".join("--" + name.replace("_", "-") for name in sorted(names))

@@ -1,8 +1,8 @@
-"""The contract every method keeps, and the arithmetic that several share. No autograd.
+"""The contract every method keeps, and the arithmetic that several share. No model, no autograd.
 
-Adding a method takes one class that fills in `weigh`, and one line in METHODS
-(methods/__init__.py). Whatever else the project does with it — flags, help, races, pictures, memory
-sheets, the tests that every method must pass — is derived from the class.
+Adding a method takes one class that fills in `weigh`, and one line in METHODS (`__init__.py`).
+Whatever else the project does with it is derived from the class: flags and their help, races and
+pictures, memory sheets, and the tests that every method must pass.
 """
 
 from typing import ClassVar
@@ -27,14 +27,14 @@ class Method:
     explanation, bounds.
     """
 
-    # What the data must bring besides the wanted answer: "rejected", "negatives" or "rewards".
-    # "reference" asks for `ref_logps`, which `prepare_data` computes.
+    # What the data must bring besides the wanted answer: "rejected", "negatives" or "rewards"; and
+    # "reference", the log-probs of all answers under the model training starts from.
     needs: ClassVar[tuple[str, ...]] = ()
     # Does `weigh` look at answers other than the wanted one?
     reads_others: ClassVar[bool] = False
-    # May an example lack its wanted answer, as in unpaired data?
+    # May an example lack its wanted answer (an empty mask for answer 0)?
     allows_unpaired: ClassVar[bool] = False
-    # Forward passes over the batch in an update: 2 for IFT, which asks for its guesses first.
+    # Forward passes that an update takes. IFT takes one more, to ask the policy for its guesses.
     forwards: ClassVar[int] = 1
 
     def __post_init__(self):
@@ -43,13 +43,14 @@ class Method:
     def weigh(self, logps: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """The loss of a batch and the push on each of its tokens.
 
-        logps    (A, B, T) float32 or float64, without a graph: log-probs of the response tokens;
-                 what stands outside the mask is not read
-        →        loss (), the objective itself, divided by `batch.counts`, so that the parts of a
-                 batch add up to the whole;
-                 weights (A, B, T) = −∂loss/∂logps, 0 outside the mask;
-                 info, numbers worth logging, (B,) each: one per example; "loss_per_example" where
-                 the loss is a mean over examples
+        logps     (A, B, T) float32 or float64, no graph: log-probs of the response tokens; what
+                  stands outside the mask is not read
+        →
+        loss      (), the objective itself, divided by `batch.counts`, so that the parts of an
+                  update add up to the whole
+        weights   (A, B, T) = −∂loss/∂logps, 0 outside the mask
+        info      numbers worth logging, one per example (B,); among them "loss_per_example" if the
+                  loss is a mean over examples
 
         ValueError if the batch lacks something the method needs.
         """
@@ -60,16 +61,16 @@ class Method:
     ) -> None:
         """Once, before training, while `model` still is the model training starts from.
 
-        Methods with "reference" among their needs have the log-probs of all answers under it filled
-        in here (`ref_logps`).
+        Methods with "reference" among their needs get the log-probs of all answers under it here
+        (`ref_logps` of each example). `max_len` is the longest prompt + answer the model may read.
         """
         if "reference" in self.needs:
             add_reference(model, examples, progress=progress)
 
     def prepare(self, model, parts: list[Batch]) -> list[Batch]:
-        """Once per update, before its forward passes: what must be asked of the policy first.
+        """Once per update, before it: what must be asked of the policy, without a graph.
 
-        `parts` together are the examples of the update. No graph is built. Most ask nothing.
+        `parts` together are the examples of the update. Most methods ask nothing.
         """
         return parts
 
@@ -92,17 +93,23 @@ def sums_and_lengths(logps: Tensor, batch: Batch, wanted: bool = True) -> tuple[
     the dtype are not as they must be.
     """
     if logps.shape != batch.mask.shape:
-        shapes = f"logps {tuple(logps.shape)} and batch.mask {tuple(batch.mask.shape)}"
-        raise ValueError(f"{shapes} must both be (A, B, T)")
+        raise ValueError(
+            f"logps {tuple(logps.shape)} and batch.mask {tuple(batch.mask.shape)} "
+            "must both be (A, B, T)"
+        )
     if logps.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"logps are {logps.dtype}; log-probs must be float32 or float64, "
-                         "or their sums lose what counts")
+        raise ValueError(
+            f"logps are {logps.dtype}; log-probs must be float32 or float64, "
+            "or their sums lose what counts"
+        )
     n = batch.mask.sum(-1)                                              # (A, B)
     if wanted and (n[0] == 0).any():
         first = int(batch.index[n[0] == 0][0])
-        raise ValueError(f"example {first} has no answer 0, the wanted one; "
-                         "only methods for unpaired data do without")
-    return torch.where(batch.mask, logps, 0.0).sum(-1), n
+        raise ValueError(
+            f"example {first} has no answer 0, the wanted one; "
+            "only methods for unpaired data do without"
+        )
+    return torch.where(batch.mask, logps, 0.0).sum(-1), n               # masked: NaN is not read
 
 
 def spread(push: Tensor, batch: Batch) -> Tensor:
@@ -120,35 +127,45 @@ def share_of_negatives(n: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
     lacking = ~present.any(0)                                           # (B,)
     if lacking.any():
         first = int(batch.index[lacking][0])
-        raise ValueError(f"example {first} has no rejected answer, "
-                         "nothing to compare the wanted one with")
+        raise ValueError(
+            f"example {first} has no rejected answer, nothing to compare the wanted one with"
+        )
     return present.to(dtype) / present.sum(0)
 
 
 def reference(method: Method, batch: Batch, like: Tensor) -> Tensor:
     """The answers' log-probs under the frozen reference, (A, B), in the dtype of `like`."""
     if batch.ref_logps is None:
-        name = type(method).__name__
-        raise ValueError(f"{name} needs the reference model's log-prob of every answer (ref_logps); "
-                         "'minialign train' computes them once")
+        raise ValueError(
+            f"{type(method).__name__} needs the reference model's log-prob of every answer "
+            "(ref_logps); 'minialign train' computes them once and stores them beside the data"
+        )
     if batch.ref_logps.shape != like.shape:
-        shapes = f"one number per answer, {tuple(like.shape)}, not {tuple(batch.ref_logps.shape)}"
-        raise ValueError(f"ref_logps must hold {shapes}")
+        raise ValueError(
+            f"ref_logps {tuple(batch.ref_logps.shape)} must hold one number per answer, "
+            f"{tuple(like.shape)}"
+        )
     return batch.ref_logps.to(like)
 
 
 def log1mexp(a: Tensor) -> Tensor:
-    """log(1 − eᵃ) for a < 0, accurate at both ends; a branch only sees values it is good for."""
-    near = a > -0.6931471805599453                 # eᵃ > ½: 1 − eᵃ is small, expm1 keeps its digits
+    """log(1 − eᵃ) for a < 0, accurate at both ends.
+
+    Where 1 − eᵃ is small, eᵃ > ½, expm1 keeps its digits; elsewhere log1p does. Each is fed only
+    the numbers it is good for.
+    """
+    near = a > -0.6931471805599453                                      # log ½
     small = torch.where(near, a, -1.0)
     large = torch.where(near, -1.0, a)
     return torch.where(near, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
 
 
 def below_one(a: Tensor) -> Tensor:
-    """Mean log-probs in which exact zeros become −eps/2, the nearest whose eᵃ is still below 1.
+    """Mean log-probs, with −eps/2 in the place of exact zeros.
 
-    An answer of probability 1 has infinite odds; a float rounds to exactly 1 from a distance of
-    eps/2 on.
+    An answer of probability 1 has infinite odds, and no finite loss of those. The largest number
+    below 1 that the dtype holds is 1 − eps/2; such an answer is taken to have that probability.
+    Only exact zeros are replaced, so this is not monotone: a long answer that is almost certain may
+    have a mean log-prob nearer to 0, −1e-10 say, and keeps it.
     """
     return torch.where(a == 0, -torch.finfo(a.dtype).eps / 2, a)

@@ -4,9 +4,10 @@ import sys
 
 import torch
 
+from minialign.generate import room
 from minialign.hf.encoding import encode_prompt
 from minialign.hf.folders import load_model
-from minialign.verbs.sample import room, with_system
+from minialign.verbs.sample import with_system
 
 YOU, MODEL = "you> ", "model> "
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from minialign.data import Example, collate
 from minialign.files import can_write, write_text
+from minialign.generate import answers, room
 from minialign.hf.encoding import encode_answer, encode_prompt
 from minialign.hf.folders import load_model
 from minialign.hf.rows import as_answer, as_key, read_jsonl, split_row
@@ -22,38 +23,6 @@ def with_system(prompt, system: str | None):
     if isinstance(prompt, str):
         return system + prompt
     return [{"role": "system", "content": system}] + [m for m in prompt if m["role"] != "system"]
-
-
-def room(model, prompts: list[list[int]], max_new_tokens: int) -> int:
-    """How many new tokens fit into the model's context behind the longest of these prompts."""
-    longest, context = max(map(len, prompts)), model.config.max_len
-    if longest >= context:
-        raise ValueError(f"a prompt of {longest} tokens fills the model's context of {context}; shorten it")
-    return min(max_new_tokens, context - longest)
-
-
-@torch.no_grad()
-def answers(model, tokenizer, prompts: list[list[int]], k: int, max_new_tokens: int, temperature: float, top_k: int | None,
-            top_p: float | None, generator: torch.Generator) -> list[list[tuple[str, bool]]]:
-    """k answers to every prompt: (text, finished), where an unfinished one ran into max_new_tokens or the end of the context.
-
-    The text is what follows the prompt when both are decoded together: alone, its first word would lose the space before it.
-    """
-    device, longest = model.head.device, max(map(len, prompts))
-    lengths = torch.tensor([len(p) for p in prompts], device=device).repeat_interleave(k)
-    padded = [p + [0] * (longest - len(p)) for p in prompts]
-    tokens = torch.tensor(padded, device=device).repeat_interleave(k, 0)            # (prompts · k, L)
-    rooms = [room(model, [p], max_new_tokens) for p in prompts]
-    # A row that has left its context runs on with the others, and that is cut off; GPT-2 has no positions to run on.
-    most = min(rooms) if model.config.pos == "learned" else max(rooms)
-    out = model.generate(tokens, most, temperature, top_k, top_p, tokenizer.stop_ids, lengths, generator).tolist()
-    pools = [[] for _ in prompts]
-    for i, (ids, n) in enumerate(zip(out, lengths.tolist(), strict=True)):
-        new = ids[n : n + min(most, rooms[i // k])]
-        end = next((i for i, token in enumerate(new) if token in tokenizer.stop_ids), None)
-        text = tokenizer.decode(ids[:n] + new[:end])[len(tokenizer.decode(ids[:n])) :]
-        pools[i // k].append((text, end is not None or not text))
-    return pools
 
 
 @torch.no_grad()

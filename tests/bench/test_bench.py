@@ -1,6 +1,5 @@
 """What bench counts, and what it says: floors against torch's counter, a run of every mode."""
 
-import ast
 import json
 import subprocess
 import sys
@@ -146,14 +145,3 @@ def test_asking_costs_no_torch():
     """The process that asks must stay small: a child's peak memory begins with its parent's."""
     code = "import sys, minialign.bench.compare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_a_peers_process_imports_nothing_of_ours():
-    for file in peers.SCRIPT, peers.SCRIPT.with_name("turns.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            modules = []
-            if isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                modules = [node.module]
-            assert not any(module.startswith("minialign") for module in modules)

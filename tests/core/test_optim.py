@@ -6,17 +6,23 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from minialign import METHODS
-from minialign.optim import PIECE, AdamW, cosine, round_stochastically
+from minialign import METHODS, optim
+from minialign.optim import AdamW, cosine, round_stochastically
 from minialign.train import Recipe, fit
+
+SIZES = {"w": (3, 4), "u": (2, 2)}
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_adamw_is_torchs_adamw(weight_decay):
     g = torch.Generator().manual_seed(0)
-    ours, theirs = ({"w": torch.nn.Parameter(torch.ones(3, 4)), "u": torch.nn.Parameter(torch.ones(2, 2))} for _ in range(2))
+
+    def parameters():
+        return {name: torch.nn.Parameter(torch.ones(size)) for name, size in SIZES.items()}
+
+    ours, theirs = parameters(), parameters()
     optimizer = AdamW(ours, weight_decay=weight_decay)
-    reference = torch.optim.AdamW(theirs.values(), lr=0.01, betas=(0.9, 0.95), weight_decay=weight_decay)
+    reference = torch.optim.AdamW(theirs.values(), 0.01, (0.9, 0.95), weight_decay=weight_decay)
     for _ in range(20):
         for name in ours:
             gradient = torch.randn(ours[name].shape, generator=g)
@@ -27,7 +33,10 @@ def test_adamw_is_torchs_adamw(weight_decay):
 
 
 def test_vectors_do_not_decay():
-    p = {"matrix": torch.nn.Parameter(torch.ones(2, 2)), "vector": torch.nn.Parameter(torch.ones(2))}
+    p = {
+        "matrix": torch.nn.Parameter(torch.ones(2, 2)),
+        "vector": torch.nn.Parameter(torch.ones(2)),
+    }
     for x in p.values():
         x.grad = torch.zeros_like(x)
     AdamW(p, weight_decay=0.5).step(0.1)
@@ -35,7 +44,7 @@ def test_vectors_do_not_decay():
 
 
 def test_stochastic_rounding_is_right_on_average_and_never_leaves_the_two_neighbours():
-    x = torch.full((200_000,), 1 + 0.3 / 128)                           # bf16 neighbours: 1 and 1 + 1/128
+    x = torch.full((200_000,), 1 + 0.3 / 128)           # its bf16 neighbours are 1 and 1 + 1/128
     rounded = round_stochastically(x, torch.Generator().manual_seed(0)).float()
     assert set(rounded.unique().tolist()) == {1.0, 1 + 1 / 128}
     share = (rounded > 1).float().mean().item()
@@ -57,18 +66,20 @@ def test_a_thousand_tiny_bfloat16_updates_move_the_weights_as_float32_does():
         for p, optimizer in zip((wide, narrow), optimizers, strict=True):
             p.grad = direction.to(p.dtype)
             optimizer.step(1e-6)
-    moved, expected = (narrow.detach().float() - start.float()) * direction, (wide.detach() - start.float()) * direction
+    moved = (narrow.detach().float() - start.float()) * direction
+    expected = (wide.detach() - start.float()) * direction
     assert abs(moved.mean() / expected.mean() - 1) < 0.02
     nearest = start.clone()
-    for _ in range(1000):
-        nearest = (nearest.float() - 1e-6 * direction).bfloat16()       # what rounding to nearest does: most weights never move
+    for _ in range(1000):               # what rounding to nearest does: most weights never move
+        nearest = (nearest.float() - 1e-6 * direction).bfloat16()
     assert ((nearest.float() - start.float()).abs().mean() / expected.abs().mean()) < 0.5
 
 
 def test_the_schedule_rises_linearly_then_falls_to_nearly_zero():
     lrs = [cosine(step, 100, 10) for step in range(100)]
     assert lrs[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
-    assert all(a >= b for a, b in zip(lrs[9:], lrs[10:], strict=False)) and lrs[10] == 1 and 0 < lrs[-1] < 1e-3
+    assert all(a >= b for a, b in zip(lrs[9:], lrs[10:], strict=False))
+    assert lrs[10] == 1 and 0 < lrs[-1] < 1e-3
 
 
 def test_state_survives_a_round_trip():
@@ -84,7 +95,8 @@ def test_state_survives_a_round_trip():
 
 def test_without_momentum_it_is_adam_without_momentum_and_keeps_none():
     ours, theirs = torch.nn.Parameter(torch.ones(5, 3)), torch.nn.Parameter(torch.ones(5, 3))
-    optimizer, reference = AdamW({"w": ours}, betas=(0.0, 0.99)), torch.optim.AdamW([theirs], 0.01, (0.0, 0.99), weight_decay=0)
+    optimizer = AdamW({"w": ours}, betas=(0.0, 0.99))
+    reference = torch.optim.AdamW([theirs], 0.01, (0.0, 0.99), weight_decay=0)
     for i in range(10):
         ours.grad = torch.linspace(-1, 1 + i, 15).view(5, 3)
         theirs.grad = ours.grad.clone()
@@ -97,7 +109,10 @@ def test_without_momentum_it_is_adam_without_momentum_and_keeps_none():
 def test_moments_in_bfloat16_lead_to_the_same_place():
     g = torch.Generator().manual_seed(0)
     p = [torch.nn.Parameter(torch.zeros(64, 64)) for _ in range(2)]
-    optimizers = [AdamW({"w": x}, moments=dtype) for x, dtype in zip(p, (torch.float32, torch.bfloat16), strict=True)]
+    optimizers = [
+        AdamW({"w": p[0]}, moments=torch.float32),
+        AdamW({"w": p[1]}, moments=torch.bfloat16),
+    ]
     for _ in range(200):
         gradient = torch.randn(64, 64, generator=g) + 0.5
         for x, optimizer in zip(p, optimizers, strict=True):
@@ -109,11 +124,11 @@ def test_moments_in_bfloat16_lead_to_the_same_place():
 def test_the_size_of_a_piece_changes_nothing(monkeypatch):
     results = []
     for piece in 1, 7, 2**18:
-        monkeypatch.setitem(PIECE, "cpu", piece)
+        monkeypatch.setattr(optim, "CPU_PIECE", piece)
         p = torch.nn.Parameter(torch.linspace(-1, 1, 60).view(5, 12))
         optimizer = AdamW({"w": p}, weight_decay=0.1)
         for step in range(3):
-            p.grad = torch.linspace(1, step, 60).view(12, 5).T           # not contiguous, as gradients may be
+            p.grad = torch.linspace(1, step, 60).view(12, 5).T  # gradients need not be contiguous
             optimizer.step(0.1)
         results.append(p.detach())
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
@@ -123,9 +138,13 @@ def test_the_size_of_a_piece_changes_nothing(monkeypatch):
 def test_stepping_inside_backward_is_stepping_after_it_and_keeps_no_gradient(shape, examples):
     """A tied embedding (qwen2) gets its gradient from two sides and must still be updated once."""
     models = [tiny_model(shape).float() for _ in range(2)]
-    recipes = Recipe(epochs=4, batch=3, clip=math.inf), Recipe(epochs=4, batch=3, clip=math.inf, inside_backward=True)
-    logs = [list(fit(model, METHODS["asft"](), examples, recipe)) for model, recipe in zip(models, recipes, strict=True)]
+    logs = []
+    for model, inside in zip(models, (False, True), strict=True):
+        recipe = Recipe(epochs=4, batch=3, clip=math.inf, inside_backward=inside)
+        logs.append(list(fit(model, METHODS["asft"](), examples, recipe)))
     for a, b in zip(*logs, strict=True):
-        assert [a["loss"], a["gradient_norm"]] == pytest.approx([b["loss"], b["gradient_norm"]], rel=1e-5)
-    torch.testing.assert_close(dict(models[0].named_parameters()), dict(models[1].named_parameters()))
+        for key in "loss", "gradient_norm":
+            assert a[key] == pytest.approx(b[key], rel=1e-5)
+    after, inside = (dict(model.named_parameters()) for model in models)
+    torch.testing.assert_close(after, inside)
     assert all(p.grad is None for p in models[1].parameters())

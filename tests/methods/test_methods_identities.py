@@ -1,20 +1,26 @@
-"""What methods have in common, the memory of DFT, the token weights of IFT: identities that need no experiment."""
+"""What methods have in common, the memory of DFT, the token weights of IFT.
+
+Identities that need no experiment.
+"""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from naive import build, close, make_batch, mean, tensor
+from naive import METHODS, build, close, make_batch, mean, tensor
 
 from minialign import Batch
 from minialign.data import Counts
+from minialign.methods import ASFT
 from minialign.methods.ift import discounted_head, discounted_tail
+from minialign.methods.preference import Pairwise
 
-# ------------------------------------------------------------------------------------------------ one method inside another
+# ------------------------------------------------------------------------ one method inside another
 
 SAME = {
-    "IFT without residual and propagation is SFT": (("ift", {"lam": 0.0, "gamma": 0.0}), ("sft", {})),
+    "IFT without residual and propagation is SFT":
+        (("ift", {"lam": 0.0, "gamma": 0.0}), ("sft", {})),
     "SPIN is DPO": (("spin", {"beta": 0.4}), ("dpo", {"beta": 0.4})),
     "R-DPO at α = 0 is DPO": (("rdpo", {"alpha": 0.0}), ("dpo", {})),
     "DPO-p at λ = 0 is DPO": (("dpop", {"lam": 0.0, "beta": 0.1}), ("dpo", {})),
@@ -28,16 +34,16 @@ SAME = {
 @pytest.mark.parametrize("law", SAME)
 def test_methods_that_coincide(law):
     logps, batch = make_batch()
-    (loss, weights, _), (other_loss, other_weights, _) = (build(*x).weigh(logps, batch) for x in SAME[law])
-    close(loss, other_loss)
-    close(weights, other_weights)
+    one, other = SAME[law]
+    close(build(*one).weigh(logps, batch)[:2], build(*other).weigh(logps, batch)[:2])
 
 
 def test_cpo_is_dpo_with_a_uniform_reference_plus_sft():
     logps, batch = make_batch()
     uniform = replace(batch, ref_logps=torch.zeros_like(batch.ref_logps))
     loss, weights, _ = build("cpo", {"alpha": 0.3}).weigh(logps, batch)
-    a, b = build("dpo").weigh(logps, uniform), build("sft", {"reduction": "token_mean"}).weigh(logps, batch)
+    a = build("dpo").weigh(logps, uniform)
+    b = build("sft", {"reduction": "token_mean"}).weigh(logps, batch)
     close(loss, a[0] + 0.3 * b[0])
     close(weights, a[1] + 0.3 * b[1])
 
@@ -47,25 +53,30 @@ def test_orpo_is_asft_plus_lambda_log_d():
     logps, batch = make_batch(A=2, B=1)
     p_w, p_l = (logps[a, 0][batch.mask[a, 0]].mean().exp() for a in (0, 1))
     log_d = torch.log(p_w * (1 - p_l) + p_l * (1 - p_w))
-    orpo, asft = (build(name, {"lam": 0.8}).weigh(logps, batch)[0] for name in ("orpo", "asft"))
+    orpo = build("orpo", {"lam": 0.8}).weigh(logps, batch)[0]
+    asft = build("asft", {"lam": 0.8}).weigh(logps, batch)[0]
     close(orpo, asft + 0.8 * log_d)
     assert log_d < 0
 
 
-def test_several_negatives_are_the_mean_over_the_pairs():
+@pytest.mark.parametrize("name", [n for n in METHODS if issubclass(METHODS[n], (Pairwise, ASFT))])
+def test_several_negatives_are_the_mean_over_the_pairs(name):
     logps, batch = make_batch()
     batch, logps = batch.part(0, 1), logps[:, :1]
     batch.counts = Counts(1, 4, 6)
-    cut = [[0, a] for a in (1, 2, 3)]
-    for name in "asft", "dpo", "dpop", "ipo", "orpo", "cpo", "simpo", "simpo_sft", "rdpo", "spin", "slic":
-        one = [build(name).weigh(logps[i], replace(batch, mask=batch.mask[i], ref_logps=batch.ref_logps[i])) for i in cut]
-        loss, weights, _ = build(name).weigh(logps, batch)
-        close(loss, mean(x[0] for x in one))
-        close(weights[0], mean(x[1][0] for x in one))
-        close(weights[1:], torch.cat([x[1][1:] for x in one]) / 3)
+    one = []
+    for pair in [0, 1], [0, 2], [0, 3]:
+        cut = replace(batch, mask=batch.mask[pair], ref_logps=batch.ref_logps[pair])
+        one.append(build(name).weigh(logps[pair], cut))
+    loss, weights, _ = build(name).weigh(logps, batch)
+    close(loss, mean(x[0] for x in one))
+    close(weights[0], mean(x[1][0] for x in one))
+    close(weights[1:], torch.cat([x[1][1:] for x in one]) / 3)
 
 
-@pytest.mark.parametrize("name, hyper", [("dpo", {}), ("spin", {}), ("dpop", {"beta": 0.1}), ("rdpo", {"alpha": 0.0})])
+@pytest.mark.parametrize("name, hyper", [
+    ("dpo", {}), ("spin", {}), ("dpop", {"beta": 0.1}), ("rdpo", {"alpha": 0.0}),
+])
 def test_where_policy_is_reference_a_pair_is_pushed_by_half_beta(name, hyper):
     """DPO-p has a kink there; it takes DPO's side."""
     logps, batch = make_batch(A=2, B=1)
@@ -85,10 +96,32 @@ def test_in_probabilities_dpo_moves_the_unlikelier_answer_more():
     close((up / p_w) / (down / p_l), p_l / p_w)
 
 
-# ------------------------------------------------------------------------------------------------ the running average of DFT
+@pytest.mark.parametrize("r_w, slope", [(1e-9, 1), (0.0, 1), (-1e-9, 51)])
+def test_dpo_p_is_fined_below_the_reference_and_not_at_it(r_w, slope):
+    """The kink at r_w = 0: the side of DPO counts, as with torch's relu."""
+    logps = tensor(-1.0, -2.0).view(2, 1, 1)
+    ref_logps = tensor([-1.0 - r_w], [-2.0])
+    batch = Batch(torch.ones(2, 1, 1, dtype=torch.bool), ref_logps=ref_logps)
+    _, weights, _ = build("dpop", {"beta": 0.1, "lam": 50.0}).weigh(logps, batch)
+    close(weights.flatten(), tensor(0.05 * slope, -0.05), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("margin, pushed", [(1.875, 1), (2.0, 0), (2.125, 0)])
+def test_slic_leaves_a_pair_alone_from_its_margin_on(margin, pushed):
+    """The kink at h = 0: a margin of exactly δ is enough."""
+    logps = tensor(-1.0, -1.0 - margin).view(2, 1, 1)
+    batch = Batch(torch.ones(2, 1, 1, dtype=torch.bool))
+    loss, weights, _ = build("slic", {"delta": 2.0, "lam": 0.0}).weigh(logps, batch)
+    close(loss.item(), max(0.0, 2 - margin))
+    close(weights.flatten(), tensor(pushed, -pushed))
+
+
+# ----------------------------------------------------------------------- the running average of DFT
 
 def test_below_gamma_1_autograd_through_u_is_off_by_exactly_gamma():
-    """eq. 13 holds u fixed once updated: the pushes down are exp(d)/(K u); autograd would shrink each by γ."""
+    """eq. 13 holds u fixed once updated: the pushes down are exp(d)/(K u); autograd would shrink
+    each by γ.
+    """
     logps, batch = make_batch(A=3, B=3)
     batch.mask[2, 1, :2] = True
     logps = torch.where(batch.mask, logps.nan_to_num(-1.0), math.nan)
@@ -113,21 +146,27 @@ def test_below_gamma_1_autograd_through_u_is_off_by_exactly_gamma():
 
 
 def enumerated():
-    """All nine two-token answers of a random policy as the negatives of one prompt, drawn from a reference with u exact: answers
-    come with the multiplicity the reference gives them. Returns policy parameters, logps, batch."""
+    """All nine two-token answers of a random policy as the negatives of one prompt: u is exact.
+
+    Answers come as often as the reference gives them. Returns policy parameters, logps, batch.
+    """
     g = torch.Generator().manual_seed(3)
-    theta = torch.randn(4, 3, generator=g, dtype=torch.float64, requires_grad=True)     # row 0: first token; 1 + i: after i
+    # Row 0: the first token; row 1 + i: the token after i.
+    theta = torch.randn(4, 3, generator=g, dtype=torch.float64, requires_grad=True)
     log_p = theta.log_softmax(-1)
     times = {(i, j): 1 + (2 * i + j) % 3 for i in range(3) for j in range(3)}
     answers = [(1, 2)] + [y for y in times for _ in range(times[y])]
-    logps = torch.stack([torch.stack([log_p[0, i], log_p[1 + i, j]]) for i, j in answers])[:, None]     # (A, 1, 2)
+    logps = torch.stack([torch.stack([log_p[0, i], log_p[1 + i, j]]) for i, j in answers])  # (A, 2)
+    logps = logps[:, None]                                                              # (A, 1, 2)
     ref = tensor(*(times[y] / sum(times.values()) for y in answers)).log()[:, None]
     return theta, logps, Batch(torch.ones_like(logps, dtype=torch.bool), ref_logps=ref)
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.7])
 def test_with_every_answer_counted_dft_at_tau_1_is_sft(gamma):
-    """u = Σ_y P(y) = 1 then: what sets DFT apart from SFT is its finite pool and its running average, not its objective."""
+    """u = Σ_y P(y) = 1 then: what sets DFT apart from SFT is its finite pool and its running
+    average, not its objective.
+    """
     theta, logps, batch = enumerated()
     method = build("dft", {"tau": 1.0, "gamma": gamma})
     loss, weights, _ = method.weigh(logps.detach(), batch)
@@ -135,8 +174,10 @@ def test_with_every_answer_counted_dft_at_tau_1_is_sft(gamma):
     close(loss, loss_sft)
     close(method.log_u[0], tensor(0)[0])
     only_down = torch.cat([torch.zeros_like(weights[:1]), weights[1:]])
-    ours, sfts, downs = (torch.autograd.grad((w * logps).sum(), theta, retain_graph=True)[0]
-                         for w in (weights, weights_sft, only_down))
+    ours, sfts, downs = (
+        torch.autograd.grad((w * logps).sum(), theta, retain_graph=True)[0]
+        for w in (weights, weights_sft, only_down)
+    )
     close(ours, sfts)
     close(downs, torch.zeros_like(theta))                              # E[ω · ∇ log P(y′)] = 0
 
@@ -163,24 +204,16 @@ def test_the_pushes_down_add_up_to_at_most_1_over_gamma(gamma):
 def test_an_example_twice_in_a_batch_is_visited_twice():
     logps, batch = make_batch()
     once, twice = build("dft"), build("dft")
-    a = [once.weigh(logps[:, :1], replace(batch.part(0, 1), index=torch.tensor([4]))) for _ in range(2)]
-    double = replace(batch, mask=batch.mask[:, [0, 0]], ref_logps=batch.ref_logps[:, [0, 0]], index=torch.tensor([4, 4]))
+    single = replace(batch.part(0, 1), index=torch.tensor([4]))
+    a = [once.weigh(logps[:, :1], single) for _ in range(2)]
+    double = replace(
+        batch, mask=batch.mask[:, [0, 0]], ref_logps=batch.ref_logps[:, [0, 0]],
+        index=torch.tensor([4, 4]),
+    )
     _, weights, info = twice.weigh(logps[:, [0, 0]], double)
     close(twice.log_u, once.log_u)
     close(weights, torch.cat([x[1] for x in a], 1))
     assert info["log_u"][0] != info["log_u"][1]
-
-
-def test_while_frozen_dft_reads_its_average_and_does_not_write_it():
-    logps, batch = make_batch()
-    method, other = build("dft"), build("dft")
-    for m in method, other:
-        m.weigh(logps, batch)
-    before = method.log_u.clone()
-    method.frozen = True
-    frozen, thawed = method.weigh(logps, batch), other.weigh(logps, batch)
-    close(frozen[:2], thawed[:2])
-    assert torch.equal(method.log_u, before) and not torch.equal(other.log_u, before)
 
 
 def test_the_average_survives_a_checkpoint_and_refuses_another_data_set():
@@ -195,7 +228,7 @@ def test_the_average_survives_a_checkpoint_and_refuses_another_data_set():
         build("dft", n_examples=5).weigh(logps, batch)
 
 
-# ------------------------------------------------------------------------------------------------ IFT's weights
+# ------------------------------------------------------------------------------------ IFT's weights
 
 def test_equation_21_gives_token_i_the_weight_i_plus_1():
     batch = Batch(torch.ones(1, 2, 5, dtype=torch.bool))
@@ -207,13 +240,15 @@ def test_equation_21_gives_token_i_the_weight_i_plus_1():
 def test_discounted_sums_of_every_row(gamma):
     """The library that released IFT code uses gets only the first row of a batch right on CPU."""
     x = torch.ones(6, 5).double()
-    tail = torch.tensor([[sum(gamma ** (i - t) for i in range(t, 5)) for t in range(5)]] * 6).double()
+    row = [sum(gamma ** (i - t) for i in range(t, 5)) for t in range(5)]
+    tail = torch.tensor(row).double().expand(6, 5)
     close(discounted_tail(x, gamma), tail)
     close(discounted_head(x, gamma), tail.flip(-1))
 
 
 def test_released_ift_weights_push_late_easy_tokens_down_and_detached_ones_never_do():
-    logps, batch = -tensor(3, 0.1, 0.1, 0.1).view(1, 1, 4), Batch(torch.ones(1, 1, 4, dtype=torch.bool))
+    logps = -tensor(3, 0.1, 0.1, 0.1).view(1, 1, 4)
+    batch = Batch(torch.ones(1, 1, 4, dtype=torch.bool))
     _, weights, info = build("ift", {"gamma": 0.95}).weigh(logps, batch)
     close(weights[0, 0], tensor(0.963, -0.458, -1.094, -1.701), rtol=0, atol=1e-3)
     assert info["negative_weights"] == 0.75
@@ -224,7 +259,8 @@ def test_released_ift_weights_push_late_easy_tokens_down_and_detached_ones_never
 
 def test_ift_on_certain_tokens_falls_back_to_sft():
     """Released code divides 0 by 0 here."""
-    logps, batch = torch.zeros(1, 2, 3).double(), Batch(torch.tensor([[[True] * 3, [True, False, False]]]))
+    logps = torch.zeros(1, 2, 3).double()
+    batch = Batch(torch.tensor([[[True, True, True], [True, False, False]]]))
     for hyper in {}, {"detach_weights": True}:
         loss, weights, _ = build("ift", hyper).weigh(logps, batch)
         close((loss, weights), build("sft").weigh(logps, batch)[:2])

@@ -1,0 +1,144 @@
+"""Generation: a cache against plain recomputation, the choice of a token against its definition."""
+
+import pytest
+import torch
+from conftest import tiny_model
+
+from minialign.generate import answers, choose, room
+
+PROMPTS = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 0, 0, 0, 0], [11, 12, 13, 14, 15, 0, 0]])
+LENGTHS = torch.tensor([7, 3, 5])
+
+
+def greedy_by_recomputing(model, prompt, n):
+    for _ in range(n):
+        prompt = torch.cat([prompt, model.logits(prompt[None])[0, -1:].argmax(-1)])
+    return prompt
+
+
+def test_generation_with_a_cache_is_generation_without(any_model):
+    """Ragged prompts, longer than the sliding window, give together what each gives alone."""
+    out = any_model.generate(PROMPTS, 9, temperature=0, lengths=LENGTHS)
+    for row, prompt, n in zip(out, PROMPTS, LENGTHS, strict=True):
+        assert torch.equal(row[: n + 9], greedy_by_recomputing(any_model, prompt[:n], 9))
+        assert (row[n + 9 :] == 0).all()
+
+
+def test_without_lengths_the_new_tokens_are_appended(any_model):
+    out = any_model.generate(PROMPTS[:1], 4, temperature=0)
+    assert torch.equal(out[0], greedy_by_recomputing(any_model, PROMPTS[0], 4))
+
+
+def test_a_row_that_stopped_repeats_its_stop_token_and_generation_ends(model):
+    free = model.generate(PROMPTS[:1], 9, temperature=0)[0, 7:].tolist()
+    stop = free[3]
+    first = free.index(stop)
+    out = model.generate(PROMPTS[:1], 9, temperature=0, stop=(stop,))
+    assert out[0, 7:].tolist() == free[: first + 1]
+    both = model.generate(PROMPTS[[0, 2]], 9, temperature=0, stop=(stop,), lengths=LENGTHS[[0, 2]])
+    assert (both[0, 7 + first : both.shape[1]] == stop).all()
+
+
+def test_top_k_and_top_p_draw_only_among_the_likeliest():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
+    g = torch.Generator().manual_seed(0)
+
+    def shares(temperature=1.0, top_k=None, top_p=None):
+        drawn = choose(logits, temperature, top_k, top_p, g)
+        return torch.bincount(drawn, minlength=4) / 4000
+
+    def check(drawn, expected):
+        four_sd = 4 * (0.25 / 4000) ** 0.5
+        torch.testing.assert_close(drawn, torch.tensor(expected), atol=four_sd, rtol=0)
+
+    check(shares(), [0.5, 0.3, 0.15, 0.05])
+    check(shares(top_k=2), [5 / 8, 3 / 8, 0.0, 0.0])
+    check(shares(top_p=0.6), [5 / 8, 3 / 8, 0.0, 0.0])                  # 0.5 alone is not yet 0.6
+    check(shares(top_p=0.5), [1.0, 0.0, 0.0, 0.0])
+    check(shares(temperature=0.5), [x / 0.365 for x in (0.25, 0.09, 0.0225, 0.0025)])
+    assert (shares(top_k=2)[2:] == 0).all(), "not rarely: never"
+    assert (shares(top_p=0.6)[2:] == 0).all(), "not rarely: never"
+    assert (choose(logits, 0, None, None, None) == 0).all()
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_logits_that_are_no_numbers_are_refused(temperature, top_k):
+    for odd in torch.nan, torch.inf:
+        with pytest.raises(FloatingPointError, match="not finite"):
+            choose(torch.tensor([[0.0, 1.0, 2.0], [0.0, odd, 1.0]]), temperature, top_k, None, None)
+
+
+def test_rows_of_one_length_generate_as_rows_of_several_do(any_model):
+    """No mask, and keys written as a block: the general way's tokens, beyond the window too."""
+    even, longer = PROMPTS[:, :3], torch.nn.functional.pad(PROMPTS[:, :3], (0, 2))
+    fast = any_model.generate(even, 9, temperature=0)
+    general = any_model.generate(longer, 9, temperature=0, lengths=torch.tensor([3, 3, 3]))
+    assert torch.equal(fast, general[:, :12])
+
+
+def test_the_same_seed_draws_the_same_text(model):
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return model.generate(PROMPTS, 6, 1.0, lengths=LENGTHS, generator=generator)
+
+    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
+
+
+def test_learned_positions_end_where_they_end():
+    with pytest.raises(ValueError, match="exceed the 64 learned positions"):
+        tiny_model("gpt2").generate(PROMPTS, 60)
+
+
+def test_the_stream_of_tokens_is_what_generate_puts_together(model):
+    streamed = list(model.stream(PROMPTS[:1], 5, temperature=0))
+    generated = model.generate(PROMPTS[:1], 5, temperature=0)
+    assert torch.equal(torch.stack(streamed, 1), generated[:, 7:])
+
+
+@pytest.mark.parametrize("tokens, how, sentence", [
+    (PROMPTS[0], {}, "tokens must be"),
+    (PROMPTS[:, :0], {}, "tokens must be"),
+    (PROMPTS[:0], {}, "tokens must be"),
+    (PROMPTS, {"lengths": torch.tensor([7, 0, 5])}, "every row with a token to continue from"),
+    (PROMPTS, {"lengths": torch.tensor([7, 8, 5])}, "every row with a token to continue from"),
+    (PROMPTS, {"temperature": -1.0}, "temperature -1.0"),
+    (PROMPTS, {"temperature": torch.nan}, "temperature nan"),
+    (PROMPTS, {"top_k": 0}, "top_k 0"),
+    (PROMPTS, {"top_p": 0.0}, "top_p 0.0"),
+    (PROMPTS, {"top_p": 1.1}, "top_p 1.1"),
+])
+def test_what_cannot_be_continued_is_refused(model, tokens, how, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        model.generate(tokens, 3, **how)
+
+
+class Letters:
+    """A tokenizer for the tiny models: a token is a character behind a space; 1 to 9 stop."""
+
+    stop_ids = tuple(range(1, 10))
+
+    def decode(self, ids):
+        return "".join(f" {chr(96 + n)}" for n in ids).removeprefix(" ")
+
+
+def test_answers_are_texts_up_to_the_stop_and_keep_the_space_before_their_first_word(any_model):
+    """Each pool holds what `generate` gives to its prompt alone, k times the same if greedy."""
+    tokenizer = Letters()
+    prompts = [[11, 12, 13], [20], [30, 31]]
+    pools = answers(any_model, tokenizer, prompts, 2, 10, temperature=0.0)
+    for prompt, pool in zip(prompts, pools, strict=True):
+        whole = any_model.generate(torch.tensor([prompt]), 10, temperature=0)[0]
+        row = whole[len(prompt) :].tolist()
+        stops = [i for i, token in enumerate(row) if token in tokenizer.stop_ids]
+        kept = row[: stops[0]] if stops else row
+        expected = "".join(f" {chr(96 + n)}" for n in kept)
+        assert pool == [(expected, bool(stops) or not expected)] * 2
+
+
+def test_room_is_what_the_context_leaves_behind_the_longest_prompt(model):
+    assert model.config.max_len == 64
+    assert room(model, [[1] * 10, [1] * 60], 100) == 4
+    assert room(model, [[1] * 10], 7) == 7
+    with pytest.raises(ValueError, match="a prompt of 64 tokens fills the model's context of 64"):
+        room(model, [[1] * 64], 1)

@@ -1,0 +1,105 @@
+"""The rows of the table: which method, what its policy reads, how often. And their training.
+
+Who gets what follows IFT section 5.3. SFT, IFT and the controls read the optimal trajectory; ASFT,
+DPO, ORPO and the other pairwise methods get the sub-optimal one as the rejected answer; DFT gets
+trajectories sampled from the initial policy, with their exact log-probs.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from minialign.methods import METHODS, Method, build_method
+from toy.flags import Flags
+from toy.policy import Data, Table, train
+from toy.world import World
+
+DEFAULT = tuple(Flags.methods.split(","))
+CONTROLS = ("sft x3", "neighbour noise", "oracle labels")
+IFTS = ("ift_eq21", "ift_simple", "ift")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method of METHODS, or a variant of one, or a control."""
+
+    name: str
+    method: str                                     # in METHODS
+    words: str                                      # how tables and pictures call it
+    hyper: dict = field(default_factory=dict)
+    reads: str = "path"                             # see policy.step
+    lam: float = 0.0                                # the share of what it reads off the path
+    effort: int = 1                                 # so many times the steps
+    sums_pairs: bool = False                        # its loss is a sum over all pairs of steps,
+                                                    # where that of the others is a mean
+
+
+def find_row(name: str, lam: float, gamma: float = Flags.gamma, guess: str = Flags.guess) -> Row:
+    """The row called `name`. IFT's residual reads `guess`; its controls read something else."""
+    if name == "ift":
+        return Row(name, "ift", "IFT, released weights", {"lam": lam, "gamma": gamma}, guess, lam)
+    if name == "ift_simple":
+        return Row(name, "ift", "IFT, simple sum", {"lam": lam, "gamma": 0.0}, guess, lam)
+    if name == "ift_eq21":
+        return Row(name, "ift_eq21", "IFT, formula", {"lam": lam}, guess, lam, sums_pairs=True)
+    if name == "sft x3":
+        return Row(name, "sft", "SFT, 3 × the steps", effort=3)
+    if name == "neighbour noise":
+        return Row(name, "sft", "neighbour noise", {}, "uniform", lam)
+    if name == "oracle labels":
+        return Row(name, "sft", "oracle labels", {"reduction": "seq_sum"}, "oracle", lam)
+    return Row(name, name, name.upper())
+
+
+def find_rows(flags: Flags, *names: str) -> list[Row]:
+    """The rows with these names, as the command line sets them."""
+    return [find_row(name, flags.lam, flags.gamma, flags.guess) for name in names]
+
+
+def words(name: str) -> str:
+    return find_row(name, 0.0).words
+
+
+def choose(names: str) -> list[str]:
+    """ "a,b,…" or "all" → names in the order of the table."""
+    # The lake has references at hand; a method that wants more prepared asks a language model.
+    able = {name: METHODS[name].prepare_data is Method.prepare_data for name in METHODS}
+    able["ift_simple"] = True
+    if names == "all":
+        others = [name for name in able if able[name] and name not in DEFAULT]
+        return [*DEFAULT, *others]
+    chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    for name in chosen:
+        if name in CONTROLS:
+            raise ValueError(f"--methods: {name} is a control and always runs; name methods only")
+        if not able.get(name, False):
+            why = "is no method"
+            if name in able:
+                why = "needs mismatched answers, which trajectories do not have"
+            choices = ", ".join(name for name in able if able[name])
+            raise ValueError(f"--methods: {name!r} {why}; choose from {choices}, or all")
+    if not chosen:
+        raise ValueError("--methods is empty; write names separated by commas, "
+                         f"such as {','.join(DEFAULT)}, or all")
+    return chosen
+
+
+def train_row(
+    world: World, row: Row, *, steps: int, lr: float, optimizer: str = "adam",
+    data: Data | None = None, watch=None,
+) -> tuple[Table, Tensor]:
+    """Train a row for all seeds at once, on what its method may see unless `data` is given.
+
+    → its policies, and the off-path share of what they read, (steps, N).
+    """
+    steps = steps * row.effort
+    if data is None:
+        data = world.data(METHODS[row.method].needs, steps)
+    n_examples = data.states.shape[1] * data.states.shape[2]
+    method = build_method(row.method, row.hyper, n_examples)
+    policy, off_path = train(world.base, world.lakes, data, method, steps=steps, lr=lr,
+                             optimizer=optimizer, reads=row.reads, lam=row.lam, watch=watch)
+    if not all(p.isfinite().all() for p in policy.parameters):
+        raise FloatingPointError(f"{row.words} diverged at learning rate {lr:g}; "
+                                 "give a smaller --lr")
+    return policy, off_path
