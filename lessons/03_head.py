@@ -16,8 +16,8 @@ import check
 import matplotlib.pyplot as plt
 import torch
 
+from minialign.bench.sheet import memory_line
 from minialign.lab import plot
-from minialign.lab.studies.cost import Meter
 from minialign.logps import linear_logps, logit_gradient
 
 args = check.options()
@@ -64,34 +64,19 @@ print(f"difference to autograd: d_h {float((torch.cat(d_h) - leaf_h.grad).abs().
 # forward and backward. "Whole" is what you would have typed: `log_softmax` of all logits, then gather.
 
 # %%
-class Trace(Meter):
-    """Bytes alive over time: (seconds, megabytes) at every change. What an operation makes is alive from its beginning."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.at = time.perf_counter()
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-    def count(self, storage):
-        super().count(storage)
-        self.line.append((self.at, self.now / 1e6))
-
-    def forget(self, key, size):
-        super().forget(key, size)
-        self.line.append((time.perf_counter(), self.now / 1e6))
-
-
 def measure(chunk):
-    """Forward and backward, whole (None) or in chunks: the line of the trace, its peak, its seconds; the gradient of h."""
+    """Forward and backward, whole (None) or in chunks: bytes alive over time, their peak, the seconds; the gradient of h."""
     hidden, head = h.clone().requires_grad_(), W.clone().requires_grad_()
-    trace, began = Trace(), time.perf_counter()
-    trace.line = [(began, 0.0)]
-    with trace:
+
+    def work():
         if chunk is None:
             logps = (hidden @ head.T).log_softmax(-1).gather(1, y[:, None])[:, 0]
         else:
             logps = linear_logps(hidden, head, y, chunk)
         (-(weights * logps).sum()).backward()
-    line = [(moment - began, level) for moment, level in [*trace.line, (time.perf_counter(), trace.now / 1e6)]]
+
+    kept = (h.nbytes + W.nbytes) / 1e6                                  # hidden and head are there from the beginning
+    line = [(moment, kept + size / 1e6) for moment, size in memory_line(work)]
     return line, max(level for _, level in line), line[-1][0], hidden.grad
 
 

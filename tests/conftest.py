@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from minialign.data import Example
 from minialign.hf.folders import save_model
@@ -96,3 +97,22 @@ def folder(tmp_path_factory):
 def pairs(tmp_path):
     """The name of a file with twelve preference pairs."""
     return write(tmp_path / "pairs.jsonl", ROWS)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """Base models of two seeds after a few updates, where the race looks for finished ones."""
+    from minialign.hf.tokenizer import byte_tokenizer
+    from minialign.lab import small, tasks
+
+    folder = tmp_path_factory.mktemp("cache")
+    tokenizer = byte_tokenizer(tasks.WORDS)
+    for seed in 0, 1:
+        torch.manual_seed(seed)
+        model = Transformer(tasks.small_config(tokenizer.vocab_size))
+        training = small.base_training(model, tokenizer, seed)
+        for _ in range(60):
+            next(training)
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        save_file(parameters, small.base_path(seed, folder))
+    return folder

@@ -128,7 +128,12 @@ def head_bytes(config: Config, b: int, load: Load, learn: bool) -> int:
 
 
 def allocated(work: Callable[[], object]) -> int:
-    """The most bytes that are alive at once on the CPU of those that `work` allocates: measured.
+    """The most bytes that are alive at once of those that `work` allocates on the CPU: measured."""
+    return max(size for _, size in memory_line(work))
+
+
+def memory_line(work: Callable[[], object]) -> list[tuple[float, int]]:
+    """What `work` has allocated on the CPU and not given back: (seconds, bytes) at every change.
 
     What was there before is not counted, and neither is its release. The profiler sees every block
     that torch's allocator gives and takes back, also inside operators and in the backward pass. The
@@ -141,12 +146,12 @@ def allocated(work: Callable[[], object]) -> int:
         file = Path(folder) / "trace.json"
         watched.export_chrome_trace(str(file))
         events = json.loads(file.read_text())["traceEvents"]
-    alive = most = 0
-    for event in events:
-        if event["name"] == "[memory]":
-            alive += event["args"]["Bytes"]             # negative where memory is given back
-            most = max(most, alive)
-    return most
+    blocks = [event for event in events if event["name"] == "[memory]"]
+    line, alive = [(0.0, 0)], 0
+    for block in blocks:
+        alive += block["args"]["Bytes"]                 # negative where memory is given back
+        line.append(((block["ts"] - blocks[0]["ts"]) / 1e6, alive))
+    return line
 
 
 def available(device: str) -> int:

@@ -48,8 +48,8 @@ class Run:
                  labelled pairs: the rejected answer is the number that is not the label.
     temperature  at which the base model gives them
     noise        share of the labels that name the wrong number
-    init         what is fine-tuned: "base", "untrained", or "sft", which is the base model after
-                 SFT on the same data
+    init         what is fine-tuned: "base", "untrained", or a method's name, for the base model
+                 after training with that method on the same data
     """
 
     method: str | type[Method]      # a name in METHODS, or a class
@@ -187,11 +187,13 @@ def starting_point(init: str, base, examples: list[Example], recipe: Recipe):
     if init == "untrained":
         torch.manual_seed(recipe.seed + 4)
         model.initialise()
-    elif init == "sft":
-        for _ in fit(model, METHODS["sft"](), examples, recipe):
+    elif init in METHODS:
+        method = build_method(init, {}, len(examples))
+        method.prepare_data(model, examples, progress=False)
+        for _ in fit(model, method, examples, recipe):
             pass
     elif init != "base":
-        raise ValueError(f"init is {init!r}; choose base, untrained or sft")
+        raise ValueError(f"init is {init!r}; choose base, untrained or the name of a method")
     return model
 
 

@@ -23,7 +23,6 @@ from minialign.lab import tasks
 from minialign.methods import METHODS
 from minialign.model import Transformer
 from minialign.train import fused_pass
-from minialign.train import fused_pass
 
 STEPS, BATCH, LR, WARMUP = 1000, 64, 3e-3, 50
 CACHE = Path("out") / "cache"

@@ -103,7 +103,7 @@ def run(
     seeds     how many; None: as many as the claim says
     methods   which ones race in the study "methods"; None: its own
     """
-    from minialign.lab.studies.lab import Lab       # here torch is needed
+    from minialign.lab.studies.lab import Lab  # here torch is needed
 
     can_write(out, json)
     known, results = {}, {}

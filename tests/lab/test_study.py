@@ -1,4 +1,4 @@
-"""The studies: what they compute exactly is checked against other formulas, and their verdicts follow the numbers they are given.
+"""The studies: exact computations against other formulas, verdicts against invented numbers.
 
 No test says how a method of the papers ought to fare.
 """
@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -19,10 +20,12 @@ from minialign.data import Batch, Example, collate
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.lab import arena
 from minialign.lab.arena import RECIPE, Run
+from minialign.lab.race import CONTROL, Difference
 from minialign.lab.small import tasks
-from minialign.lab.studies import STUDIES, balance, cost, dft, exact, ift, lab, shootout
-from minialign.lab.studies.lab import CONTROL, HOLDS, NOT, OPEN, Better, Difference, Lab
-from minialign.methods import METHODS
+from minialign.lab.studies import STUDIES, balance, cost, dft, exact, ift, lab
+from minialign.lab.studies.lab import HOLDS, NOT, OPEN, TRAINED_FOR, Better, Lab
+from minialign.methods import METHODS, build_method
+from minialign.model import Config, Transformer
 
 SEEDS = 4
 
@@ -34,37 +37,52 @@ def function(name):
 
 def marks(right=0.6, average=None, jitter=0.01, **more):
     """Marks of four seeds, a little apart. What is not named is uneventful."""
-    values = {"right": right, "wrong": (1 - right) / 2, "garbage": (1 - right) / 2, "greedy": right, "agree": 0.9, "skill": 0.9,
-              "good_logp_change": 1.0, "bad_logp_change": -5.0, "wanted_change": 1.0, "negatives_change": -4.0, "peak_lost": 0.0,
-              "negative_weights": 0.2, "average": (right + 1.8) / 3 if average is None else average, **more}
-    spread = {name: [x + jitter * s * (1 + (i % 3)) / SEEDS for s in range(SEEDS)] for i, (name, x) in enumerate(values.items())}
-    curve = [[[step, -1.0, -1.0, -1.0 - s, -2.0] for step in (0, 4, 8)] for s in range(SEEDS)]
-    return {**spread, "curve": curve}
+    values = {"right": right, "wrong": (1 - right) / 2, "garbage": (1 - right) / 2,
+              "greedy": right, "agree": 0.9, "skill": 0.9, "good_logp_change": 1.0,
+              "bad_logp_change": -5.0, "wanted_change": 1.0, "negatives_change": -4.0,
+              "peak_lost": 0.0, "negative_weights": 0.2,
+              "average": (right + 1.8) / 3 if average is None else average, **more}
+    columns = {}
+    for i, (name, x) in enumerate(values.items()):
+        columns[name] = [x + jitter * s * (1 + (i % 3)) / SEEDS for s in range(SEEDS)]
+    columns["curve"] = []
+    for s in range(SEEDS):
+        columns["curve"].append([[step, -1.0, -1.0, -1.0 - s, -2.0] for step in (0, 4, 8)])
+    return columns
 
 
 class Pretend(Lab):
-    """A lab that trains nothing: every setting gets the marks that `outcome` has for a part of its name."""
+    """A lab that trains nothing.
+
+    Every setting gets the marks that `outcome` has for the longest part of its name.
+    """
 
     def __init__(self, tmp_path, outcome):
         super().__init__(list(range(SEEDS)), tmp_path)
         self.outcome = outcome
 
     def run(self, runs, seeds=None):
-        chosen = {label: max((key for key in self.outcome if key in label), key=len, default="") for label in ["base", *runs]}
-        return {label: marks(**self.outcome.get(key, {})) for label, key in chosen.items()}
+        data = {}
+        for label in ["base", *runs]:
+            key = max((key for key in self.outcome if key in label), key=len, default="")
+            data[label] = marks(**self.outcome.get(key, {}))
+        return data
 
 
 OPPOSITES = [   # study, marks by setting, verdict, and what else must change with the marks
-    ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": -2}, "spin": {"wanted_change": -3}}, HOLDS),
-    ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": -2}, "spin": {"wanted_change": -3},
-                     "spin tuned": {"wanted_change": 1}}, "holds only for DFT and simpo"),
-    ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": 2}, "spin": {"wanted_change": -3}},
-     "holds only for DFT and spin"),
+    ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": -2},
+                     "spin": {"wanted_change": -3}}, HOLDS),
+    ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": -2},
+                     "spin": {"wanted_change": -3}, "spin tuned": {"wanted_change": 1}},
+     "holds only for DFT and simpo"),
+    ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": 2},
+                     "spin": {"wanted_change": -3}}, "holds only for DFT and spin"),
     ("likelihoods", {"dft": {"negatives_change": -1}}, NOT),
     ("gamma", {"γ 0.9": {"right": 0.9}, "γ 1": {"right": 0.5}}, HOLDS),
     ("gamma", {"γ 0.9": {"right": 0.5}, "γ 1": {"right": 0.9}}, NOT),
     ("negatives", {"B 1": {"right": 0.6}, "B 2": {"right": 0.9}, "B 4": {"right": 0.7}}, HOLDS),
-    ("negatives", {"B 1": {"right": 0.9}, "B 2": {"right": 0.8}, "B 4": {"right": 0.7}}, "holds only from two negatives on"),
+    ("negatives", {"B 1": {"right": 0.9}, "B 2": {"right": 0.8}, "B 4": {"right": 0.7}},
+     "holds only from two negatives on"),
     ("negatives", {"B 1": {"right": 0.9}, "B 2": {"right": 0.7}, "B 4": {"right": 0.8}}, NOT),
     ("temperature", {"T 0.7": {"right": 0.9}}, HOLDS),
     ("temperature", {}, NOT),
@@ -72,24 +90,26 @@ OPPOSITES = [   # study, marks by setting, verdict, and what else must change wi
     ("personas", {"bad": {"right": 0.9}, "good": {"right": 0.2}}, HOLDS),
     ("personas", {"bad": {"right": 0.3}, "good": {"right": 0.9}}, NOT),
     ("tau", {"dft τ 1": {"right": 0.9}, "dft2 τ 0.3": {"right": 0.9}}, HOLDS),
-    ("tau", {"dft2 τ 0.3": {"right": 0.9}}, "holds only for DFT2; to the other form τ hardly matters"),
+    ("tau", {"dft2 τ 0.3": {"right": 0.9}},
+     "holds only for DFT2; to the other form τ hardly matters"),
     ("tau", {}, NOT),
     ("tau", {"dft τ 1.5": {"right": 0.9}}, NOT),
     ("methods", {"dft": {"right": 0.9}}, HOLDS),
-    ("methods", {"dft": {"right": 0.9, "average": 0.2}}, lab.ONLY_TRAINED),
+    ("methods", {"dft": {"right": 0.9, "average": 0.2}}, f"holds only {TRAINED_FOR}"),
     ("methods", {"noisy dft": {"right": 0.9}}, "holds only if labels are wrong"),
     ("methods", {"dft": {"right": 0.3}}, NOT),
     ("lr", {"noisy dft": {"right": 0.9, "average": 0.1}},
      "holds only if labels are wrong, and nothing counts but the questions trained for"),
     ("lr", {}, NOT),
     ("asft_vs_dpo", {"dpo": {"bad_logp_change": -20}}, HOLDS),
-    ("asft_vs_dpo", {"dpo": {"bad_logp_change": -20}, "dpo tuned": {}}, "holds only at one learning rate for all"),
+    ("asft_vs_dpo", {"dpo": {"bad_logp_change": -20}, "dpo tuned": {}},
+     "holds only at one learning rate for all"),
     ("asft_vs_dpo", {"asft": {"bad_logp_change": -20}}, NOT),
     ("balance", {"base": {"right": 0.3, "wrong": 0.6}},
      "holds only for DPO and only for gradients with respect to probabilities"),
     ("balance", {"base": {"right": 0.6, "wrong": 0.3}}, NOT),
     ("beta", {}, HOLDS),
-    ("beta", {"clean β 1": {"agree": 0.6}}, lab.ONLY_TRAINED),
+    ("beta", {"clean β 1": {"agree": 0.6}}, f"holds only {TRAINED_FOR}"),
     ("beta", {"β 1": {"right": 0.2}}, NOT),
     ("init", {"untrained, dpo": {"right": 0.1}, "untrained, orpo": {"right": 0.3}}, HOLDS),
     ("init", {"untrained, dpo": {"right": 0.1}}, "holds only against DPO"),
@@ -99,7 +119,8 @@ OPPOSITES = [   # study, marks by setting, verdict, and what else must change wi
     ("lambda", {"noisy λ 0.2": {"right": 0.9}}, "holds only with 30 % of the labels wrong"),
     ("lambda", {"λ": {"right": 0.3}}, NOT),
     ("propagation", {"released code": {"right": 0.9}, "eq. 21": {"right": 0.9}}, HOLDS),
-    ("propagation", {"clean eq. 21": {"right": 0.9}}, "holds only for eq. 21 with every label right"),
+    ("propagation", {"clean eq. 21": {"right": 0.9}},
+     "holds only for eq. 21 with every label right"),
     ("propagation", {}, NOT),
 ]
 
@@ -109,16 +130,21 @@ def test_the_verdict_follows_the_numbers(name, outcome, verdict, tmp_path):
     findings = function(name)(Pretend(tmp_path, outcome))
     assert findings.verdict == verdict, findings.sentence
     assert findings.sentence
-    assert {len(values) for setting in findings.numbers().values() for values in setting.values()} == {SEEDS}
+    for setting in findings.numbers().values():
+        assert {len(values) for values in setting.values()} == {SEEDS}
 
 
 @pytest.mark.parametrize("name", ["gamma", "balance", "likelihoods"])
 def test_the_sentence_quotes_the_numbers_and_the_picture_is_drawn(name, tmp_path):
-    one, other = (function(name)(Pretend(tmp_path, {"dft": {"right": right}, "γ 0.9": {"right": right},
-                                                     "dpo": {"good_logp_change": right, "wrong": right},
-                                                     "spin": {"wanted_change": right}})) for right in (0.7, 0.8))
+    def found(x):
+        outcome = {"dft": {"right": x}, "γ 0.9": {"right": x}, "spin": {"wanted_change": x},
+                   "dpo": {"good_logp_change": x, "wrong": x}}
+        return function(name)(Pretend(tmp_path, outcome))
+
+    one, other = found(0.7), found(0.8)
     assert one.sentence != other.sentence
-    assert one.draw(tmp_path) == tmp_path / f"study_{name}.png" and (tmp_path / f"study_{name}.png").stat().st_size > 10_000
+    picture = one.draw(folder=tmp_path, name=f"study_{name}")
+    assert picture == tmp_path / f"study_{name}.png" and picture.stat().st_size > 10_000
     assert STUDIES[name].claim in one.report(name, STUDIES[name], Pretend(tmp_path, {}))
 
 
@@ -128,17 +154,17 @@ def test_one_seed_decides_nothing():
 
 
 def test_differences_are_paired():
-    """Two settings that move together from seed to seed differ clearly, however far apart the seeds are."""
+    """Two settings that move together differ clearly, however far apart their seeds are."""
     a, b = {"x": [0.1, 0.5, 0.9]}, {"x": [0.05, 0.449, 0.851]}
     d = Difference(a, b, "x")
     assert d.above(0.04) and not d.above(0.06) and str(d).startswith("+0.050 ± 0.00")
 
 
-# ----------------------------------------------------------------------------------------------- exact studies, by other formulas
+# ---------------------------------------------------------------- exact studies, by other formulas
 
 def test_exact_u_is_the_sum_over_all_answers_and_what_the_samples_estimate():
     draw = torch.Generator().manual_seed(0)
-    log_p, ref = (torch.randn(3, 40, generator=draw, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    log_p, ref = torch.randn(2, 3, 40, generator=draw, dtype=torch.float64).log_softmax(-1)
     u = [sum(math.exp(x) ** (1 / 0.8) for x in row) for row in log_p.tolist()]
     assert_close(exact.exact_log_u(log_p, 0.8).exp(), torch.tensor(u, dtype=torch.float64))
     assert_close(exact.exact_log_u(log_p, 1.0), torch.zeros(3, dtype=torch.float64))
@@ -154,58 +180,60 @@ def test_estimators_agree_at_the_start_and_forget_as_they_should(monkeypatch):
     monkeypatch.setattr(exact, "PROMPTS", 6)
     errors = exact.watch_policy(0, visits=3)
     for name, visits in errors.items():
-        assert max(map(abs, visits[0])) < 1e-9, f"{name}: policy = reference, so u is 1 and every sample says so"
-    first, second = (torch.tensor(errors["γ 1"][v]).exp() for v in (1, 2))                  # τ = 1: error = log û
+        # The policy still is the reference, so u is 1, and every sample says so.
+        assert max(map(abs, visits[0])) < 1e-9, name
+    first, second = (torch.tensor(errors["γ 1"][v]).exp() for v in (1, 2))  # τ = 1: error = log û
     assert_close(torch.tensor(errors["floor, no memory"][2]).exp(), 0.1 + 0.9 * second)
     assert_close(torch.tensor(errors["γ 0.5"][2]).exp(), 0.25 + 0.25 * first + 0.5 * second)
 
 
 @pytest.mark.parametrize("p_w, p_l", [(0.3, 0.6), (0.9, 0.05), (0.2, 0.01)])
 def test_gradient_ratios_are_those_of_the_losses_typed_again(p_w, p_l):
-    """Central differences of the plain losses, in both coordinates, and the formulas of the ASFT paper."""
+    """Central differences of the losses in both coordinates; DPO also by the paper's formula."""
     def odds(p):
         return p / (1 - p)
 
-    losses = {"dpo": lambda w, l: math.log1p(math.exp(-0.1 * (math.log(w / p_w) - math.log(l / p_l)))),
-              "asft": lambda w, l: -1.1 * math.log(w) - 0.1 * math.log(1 - l),
-              "orpo": lambda w, l: -math.log(w) + METHODS["orpo"]().lam * math.log1p(odds(l) / odds(w))}
-    for name, loss in losses.items():
+    def dpo(w, l):
+        return math.log1p(math.exp(-0.1 * (math.log(w / p_w) - math.log(l / p_l))))
+
+    def asft(w, l):
+        return -1.1 * math.log(w) - 0.1 * math.log(1 - l)
+
+    def orpo(w, l):
+        return -math.log(w) + METHODS["orpo"]().lam * math.log1p(odds(l) / odds(w))
+
+    for name, loss in {"dpo": dpo, "asft": asft, "orpo": orpo}.items():
         h = 1e-6
-        d_w, d_l = (loss(p_w + h, p_l) - loss(p_w - h, p_l)) / 2 / h, (loss(p_w, p_l + h) - loss(p_w, p_l - h)) / 2 / h
+        d_w = (loss(p_w + h, p_l) - loss(p_w - h, p_l)) / 2 / h
+        d_l = (loss(p_w, p_l + h) - loss(p_w, p_l - h)) / 2 / h
         in_p, in_log = balance.gradient_ratios(name, p_w, p_l)
         assert in_p == pytest.approx(abs(d_l / d_w), rel=1e-6)
         assert in_log == pytest.approx(abs(d_l * p_l / (d_w * p_w)), rel=1e-6)
     assert balance.gradient_ratios("dpo", p_w, p_l) == pytest.approx((p_w / p_l, 1.0))
 
 
-def test_the_meter_counts_what_is_alive_at_once():
-    with cost.Meter() as meter:
-        a = torch.zeros(1000)
-        b = a + 1
-        del a
-        c = b.view(10, 100)                     # the same storage
-        d = torch.zeros(500)
-        assert meter.now == 4 * 1500
-    assert meter.peak == 4 * 2000 and c.shape == (10, 100) and d.shape == (500,)
-
-
 def test_a_reference_in_memory_costs_its_parameters_and_a_stored_one_nothing(monkeypatch):
-    monkeypatch.setattr(cost, "SHAPE", cost.Config(vocab_size=64, n_layer=1, n_head=2, d_model=32, d_mlp=64, max_len=64))
-    parameters = 4 * sum(p.numel() for p in cost.Transformer(cost.SHAPE).parameters())
-    asft, stored, live = (cost.peak_bytes(lambda args=args: cost.stepper(0, *args))
-                          for args in (("asft", {}), ("dpo", {}, "stored"), ("dpo", {}, "in memory")))
-    assert abs(stored - asft) < 0.01 * asft and live - stored == pytest.approx(parameters, rel=0.01)
+    shape = Config(vocab_size=64, n_layer=1, n_head=2, d_model=32, d_mlp=64, max_len=64)
+    monkeypatch.setattr(cost, "SHAPE", shape)
+    parameters = 4 * sum(p.numel() for p in Transformer(shape).parameters())
+    asft = cost.peak_bytes(partial(cost.stepper, 0, "asft", {}))
+    stored = cost.peak_bytes(partial(cost.stepper, 0, "dpo", {}, "stored"))
+    live = cost.peak_bytes(partial(cost.stepper, 0, "dpo", {}, "in memory"))
+    assert abs(stored - asft) < 0.01 * asft
+    assert live - stored == pytest.approx(parameters, rel=0.01)
 
 
-# ------------------------------------------------------------------------------------------------ controls
+# ---------------------------------------------------------------------------------------- controls
 
 def test_the_floor_has_no_memory_and_the_memory_no_floor():
     index, low = torch.tensor([0]), torch.tensor([-3.0], dtype=torch.float64)
-    plain, floor, memory = METHODS["dft"](gamma=0.9), dft.FloorOnly(gamma=0.9), dft.MemoryOnly(gamma=0.9)
+    kinds = (METHODS["dft"], dft.FloorOnly, dft.MemoryOnly)
+    plain, floor, memory = (kind(gamma=0.9) for kind in kinds)
     first = [method.update(index, low) for method in (plain, floor, memory)]
     assert_close(first[0], first[1])
     assert_close(first[1].exp(), 0.1 + 0.9 * low.exp())
-    assert_close(first[2].exp(), 0.1 * torch.tensor([math.exp(-10)], dtype=torch.float64) + 0.9 * low.exp())
+    start = torch.tensor([math.exp(-10)], dtype=torch.float64)
+    assert_close(first[2].exp(), 0.1 * start + 0.9 * low.exp())
     again = [method.update(index, low) for method in (plain, floor)]
     assert_close(again[1], first[1])
     assert again[0] < again[1]
@@ -214,7 +242,8 @@ def test_the_floor_has_no_memory_and_the_memory_no_floor():
 def test_random_guesses_stand_where_the_policy_was_wrong_and_nowhere_else():
     model = tiny_model()
     batch = collate([Example(i, [1, 2, 3], [[4 + i, 5, 6, 7]]) for i in range(6)])
-    own, noise = (method(lam=0.5).prepare(model, [batch])[0].rows.guesses for method in (METHODS["ift"], ift.RandomGuesses))
+    own, noise = (kind(lam=0.5).prepare(model, [batch])[0].rows.guesses
+                  for kind in (METHODS["ift"], ift.RandomGuesses))
     right = (own == batch.rows.y) & batch.mask
     assert (noise[right] == batch.rows.y[right]).all()
     assert torch.isin(noise[batch.mask], batch.rows.y[batch.mask]).all()
@@ -225,10 +254,11 @@ def test_sft_and_ift_have_one_gradient_where_the_guess_is_the_label():
     model, method = tiny_model(), METHODS["ift"](lam=0.5, gamma=0.0)
     prompt = [1, 2, 3]
     batch = collate([Example(0, prompt, [[4, 4, 4, 4]])])
-    for _ in range(4):                          # answer as the policy would, one token after the other
+    for _ in range(4):              # answer as the policy would, one token after the other
         answer = method.prepare(model, [batch])[0].rows.guesses[0, 0].tolist()
         batch = collate([Example(0, prompt, [answer])])
-    right, wrong = Example(0, prompt, [answer]), Example(0, prompt, [[(t + 1) % 50 for t in answer]])
+    right = Example(0, prompt, [answer])
+    wrong = Example(0, prompt, [[(t + 1) % 50 for t in answer]])
     assert ift.guessed_right(model, [right, wrong]) == [True, False]
     for example, equal in ((right, True), (wrong, False)):
         sft, other = (ift.flat_gradient(model, m, [example]) for m in (METHODS["sft"](), method))
@@ -247,22 +277,26 @@ def test_pairs_have_the_other_number_as_the_rejected_answer():
 
 
 def test_a_run_takes_a_variant_by_its_class_and_starts_where_it_is_told():
-    method = arena.method_of(Run(dft.FloorOnly, {"gamma": 0.8}), 7)
+    method = build_method(dft.FloorOnly, {"gamma": 0.8}, 7)
     assert isinstance(method, dft.FloorOnly) and method.gamma == 0.8 and len(method.log_u) == 7
-    assert arena.method_of(Run(ift.RandomGuesses), 7).lam == 0.2
+    assert build_method(ift.RandomGuesses, {}, 7).lam == 0.2
     examples, base = [Example(i, [1, 2], [[3, 4]]) for i in range(4)], tiny_model()
-    models = {init: arena.starting_point(init, base, examples, RECIPE) for init in ("base", "untrained", "sft")}
+    models = {}
+    for init in ("base", "untrained", "sft"):
+        models[init] = arena.starting_point(init, base, examples, RECIPE)
     assert torch.equal(models["base"].head, base.head) and models["base"].head is not base.head
     batch = collate(examples)
     logp = {init: arena.batch_logps(model, batch).sum().item() for init, model in models.items()}
     assert logp["sft"] > logp["base"] and models["untrained"].head.std() < 0.03
-    with pytest.raises(ValueError, match="choose base, untrained or sft"):
+    with pytest.raises(ValueError, match="choose base, untrained or the name of a method"):
         arena.starting_point("else", base, examples, RECIPE)
 
 
 def test_the_control_has_three_times_the_updates():
-    runs = lab.sft_and_control(noise=0.3)
-    assert runs[CONTROL].recipe.updates(512) == 3 * runs["sft"].recipe.updates(512) and runs[CONTROL].noise == 0.3
+    runs = lab.under_both(lab.sft_and_control())
+    sft, control = runs["noisy sft"], runs[f"noisy {CONTROL}"]
+    assert control.recipe.updates(512) == 3 * sft.recipe.updates(512)
+    assert sft.noise == control.noise == 0.3
 
 
 def test_learning_rates_are_tuned_on_other_seeds(tmp_path):
@@ -273,7 +307,7 @@ def test_learning_rates_are_tuned_on_other_seeds(tmp_path):
             asked.append(seeds)
             return super().run(runs, seeds)
 
-    findings = shootout.lr(Noted(tmp_path, {"dft 0.001": {"right": 0.9}}))
+    findings = dft.lr(Noted(tmp_path, {"dft 0.001": {"right": 0.9}}))
     assert not set(asked[0]) & set(range(SEEDS)) and asked[1] is None
     assert "dft 0.001" in findings.sentence
 
@@ -294,15 +328,17 @@ def test_a_run_is_measured_once(tmp_path, monkeypatch):
         data = Lab([0, 1], tmp_path, known).run({"a": Run("sft"), "b": Run("dft")})
     Lab([0, 1], tmp_path, known).run({"c": Run("dft"), "d": Run("ift")})
     assert asked == ["a", "b", "d"]
-    for mark, value in {"log_u": -1.0, "wanted_change": 0.5, "negatives_change": -3.0, "peak_lost": 2.0}.items():
+    expected = {"log_u": -1.0, "wanted_change": 0.5, "negatives_change": -3.0, "peak_lost": 2.0}
+    for mark, value in expected.items():
         assert data["b"][mark] == [value, value]
     assert data["a"]["average"] == pytest.approx([0.7, 0.7]) and data["base"]["right"] == [0.3, 0.3]
 
 
-# ------------------------------------------------------------------------------------------------ the command line
+# -------------------------------------------------------------------------------- the command line
 
 def test_help_lists_every_study_with_its_claim_and_needs_no_torch():
-    code = ("import sys; from minialign.__main__ import main\ntry: main(['study', '-h'])\nexcept SystemExit: pass\n"
+    code = ("import sys; from minialign.__main__ import main\n"
+            "try: main(['study', '-h'])\nexcept SystemExit: pass\n"
             "assert 'torch' not in sys.modules")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -317,7 +353,8 @@ def test_every_study_exists():
 
 
 @pytest.mark.parametrize("words, sentence", [
-    (["magic"], "no study magic; choose from likelihoods, gamma, "), (["gamma", "--methods", "dft"], "--methods means"),
+    (["magic"], "no study magic; choose from likelihoods, gamma, "),
+    (["gamma", "--methods", "dft"], "--methods means"),
     (["methods", "--methods", "sft,magic"], "no method magic"),
 ])
 def test_mistakes_get_one_sentence_and_status_2(words, sentence, capsys):
@@ -328,8 +365,11 @@ def test_mistakes_get_one_sentence_and_status_2(words, sentence, capsys):
 def test_json_holds_one_value_per_seed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(exact, "PROMPTS", 4)
     path = tmp_path / "numbers.json"
-    assert main(["study", "exact_u", "--seeds", "2", "--first-seed", "7", "--json", str(path), "--out", str(tmp_path)]) == 0
+    where = ["--json", str(path), "--out", str(tmp_path)]
+    assert main(["study", "exact_u", "--seeds", "2", "--first-seed", "7", *where]) == 0
     numbers = json.loads(path.read_text())
-    assert list(numbers) == ["exact_u"] and {len(v) for marks in numbers["exact_u"].values() for v in marks.values()} == {2}
+    assert list(numbers) == ["exact_u"]
+    for of_one in numbers["exact_u"].values():
+        assert {len(values) for values in of_one.values()} == {2}
     printed = capsys.readouterr().out
     assert "2 seeds (7–8)" in printed and (tmp_path / "study_exact_u.png").exists()

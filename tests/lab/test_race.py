@@ -1,0 +1,119 @@
+"""The race: who takes part, what is printed and written, and the pictures."""
+
+import json
+import multiprocessing
+from dataclasses import dataclass
+
+import pytest
+from PIL import Image
+
+from minialign.__main__ import main
+from minialign.lab import plot, race
+from minialign.lab.arena import Run, run_all
+from minialign.methods import METHODS
+from minialign.stats import show
+from minialign.train import Recipe
+
+SHORT = Recipe(epochs=1, batch=64, micro_batch=64, lr=1e-3, negatives=2)
+
+
+@dataclass
+class Newcomer(METHODS["sft"]):
+    """A method that nobody has heard of: SFT with half its push."""
+
+    def weigh(self, logps, batch):
+        loss, weights, info = super().weigh(logps, batch)
+        return loss / 2, weights / 2, info
+
+
+@pytest.fixture
+def out(cache, tmp_path):
+    """A results folder in which the base models are trained already."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "cache").symlink_to(cache)
+    return folder
+
+
+def results(gain, seeds=3):
+    """Marks of three methods; `dft` answers so much more right than `sft`."""
+    def marks(right):
+        spread = [0.01 * s for s in range(seeds)]
+        values = {"right": right, "wrong": 0.2, "garbage": 0.3, "greedy": 0.5, "agree": 0.9,
+                  "skill": 0.8}
+        columns = {mark: [x + ds for ds in spread] for mark, x in values.items()}
+        points = [[0, -1.0, -1.0, -1.0, -1.0], [4, -0.5, -2.0, -0.5, -2.0]]
+        return columns | {"curve": [points] * seeds}
+
+    by_method = {"base": marks(0.3), "sft": marks(0.5), "dft": marks(0.5 + gain)}
+    del by_method["base"]["curve"]
+    by_method["dft"]["right"] = [x + 0.001 * s for s, x in enumerate(by_method["dft"]["right"])]
+    return {condition: by_method for condition in race.CONDITIONS}
+
+
+def test_compare_prints_a_table_writes_its_numbers_and_draws_its_pictures(
+    out, monkeypatch, capsys
+):
+    monkeypatch.setattr(race, "RECIPE", SHORT)
+    written = ["--out", str(out), "--json", str(out / "n.json")]
+    assert main(["compare", "--seeds", "2", "--methods", "sft,dft2", *written]) == 0
+    printed = capsys.readouterr().out
+    numbers = json.loads((out / "n.json").read_text())
+    assert set(numbers) == {"clean", "noisy"}
+    assert set(numbers["clean"]) == {"base", "sft", race.CONTROL, "dft2"}
+    for condition in numbers.values():
+        assert set(condition["dft2"]) == set(race.MARKS)
+        assert all(len(values) == 2 for values in condition["dft2"].values())
+    assert show(numbers["noisy"]["dft2"]["right"]) in printed
+    assert "more questions right than sft" in printed
+    for picture in "outcomes", "curves":
+        assert (out / f"{picture}.png").stat().st_size > 10_000
+
+
+def test_a_new_method_in_METHODS_races_and_is_drawn(out, monkeypatch, capsys):
+    monkeypatch.setattr(race, "RECIPE", SHORT)
+    monkeypatch.setitem(METHODS, "newcomer", Newcomer)
+    written = ["--out", str(out), "--json", str(out / "n.json")]
+    assert main(["compare", "--seeds", "1", "--methods", "sft,newcomer", *written]) == 0
+    numbers = json.loads((out / "n.json").read_text())
+    assert set(numbers["noisy"]["newcomer"]) == set(race.MARKS)
+    assert numbers["clean"]["newcomer"]["right"] != numbers["clean"]["sft"]["right"]
+    assert "newcomer" in capsys.readouterr().out
+    for picture in "outcomes", "curves":
+        drawn = Image.open(out / f"{picture}.png").convert("RGB")
+        colors = {color for _, color in drawn.getcolors(drawn.width * drawn.height)}
+        assert tuple(bytes.fromhex(plot.color_of("newcomer")[1:])) in colors
+
+
+def test_numbers_are_written_before_anything_is_drawn(tmp_path, monkeypatch):
+    def crash(*args, **how):
+        raise RuntimeError("no colour")
+
+    monkeypatch.setattr(race, "race", lambda seeds, methods, cache: results(0.1))
+    monkeypatch.setattr(plot, "answer_bars", crash)
+    path = tmp_path / "n.json"
+    with pytest.raises(RuntimeError, match="no colour"):
+        race.run([0, 1, 2], ["sft", "dft"], str(path), str(tmp_path))
+    assert len(json.loads(path.read_text())["noisy"]["dft"]["right"]) == 3
+
+
+def test_the_sentence_follows_the_numbers():
+    assert "(better)" in race.sentence(results(0.2)) and "+0.2" in race.sentence(results(0.2))
+    assert "(worse)" in race.sentence(results(-0.2))
+    assert "(no clear difference)" in race.sentence(results(-0.001))
+    assert "(no clear difference)" in race.sentence(results(0.2, seeds=1))
+
+
+def test_a_colour_belongs_to_a_name():
+    assert plot.color_of("dft") == plot.COLOR["dft"]
+    assert plot.color_of("dft", {"dft": "#123456"}) == "#123456"
+    assert plot.color_of("newcomer") == plot.color_of("newcomer") in plot.OTHERS
+    assert not set(plot.OTHERS) & set(plot.COLOR.values())
+
+
+def test_a_run_that_fails_stops_the_others(cache):
+    long = Recipe(epochs=1000, batch=64, micro_batch=64, negatives=2)
+    before = set(multiprocessing.active_children())
+    with pytest.raises(ValueError, match="choose base"):
+        run_all({"long": Run("sft", recipe=long), "bad": Run("sft", init="else")}, [0], cache)
+    assert set(multiprocessing.active_children()) <= before
