@@ -63,7 +63,9 @@ def examples():
 
 @pytest.fixture
 def shared_data():
-    """The folder of real checkpoints and data sets named by MINIALIGN_DATA; tests that want it are skipped without."""
+    """The folder of real checkpoints and data sets named by MINIALIGN_DATA; tests that want it
+    are skipped without.
+    """
     folder = os.environ.get("MINIALIGN_DATA")
     if not folder:
         pytest.skip("MINIALIGN_DATA is not set")

@@ -9,7 +9,9 @@ from minialign.data import Batch, Example, collate
 
 
 def test_what_stands_where():
-    """Every response token is predicted from the token before it in its own text; nothing else is a response token."""
+    """Every response token is predicted from the token before it in its own text; nothing else
+    is a response token.
+    """
     example = Example(4, [1, 2, 3], [[4, 5, 6], [], [7]])
     batch = collate([example])
     rows = batch.rows
@@ -30,7 +32,9 @@ def test_counts_are_of_the_whole_batch():
 
 
 def test_sharing_reads_every_distinct_token_once_and_no_padding():
-    """What makes it never dearer: the same texts for attention, and all else sees each prompt once and each answer once."""
+    """What makes it never dearer: the same texts for attention, and all else sees each prompt
+    once and each answer once.
+    """
     examples = [Example(0, [1] * 9, [[2] * 5, [], [3] * 2]), Example(1, [4] * 2, [[5] * 30])]
     rows = collate(examples).rows
     assert rows.tokens.shape == rows.positions.shape == (1, 9 + 4 + 1 + 2 + 29)

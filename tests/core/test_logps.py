@@ -91,7 +91,9 @@ def test_greedy_is_the_argmax_of_the_logits(monkeypatch):
 
 
 def test_log_probs_are_those_of_each_answer_alone(any_model, examples):
-    """Whatever stands on a row, a token's log-prob is the one it has after its own prompt and the answer so far."""
+    """Whatever stands on a row, a token's log-prob is the one it has after its own prompt and
+    the answer so far.
+    """
     got = batch_logps(any_model, collate(examples))
     for b, e in enumerate(examples):
         for a, answer in enumerate(e.answers):
@@ -103,7 +105,9 @@ def test_log_probs_are_those_of_each_answer_alone(any_model, examples):
 
 
 def test_the_gradient_is_that_of_each_answer_alone(any_model, examples):
-    """A prompt that is read once learns from all its answers as if each had been read on a row of its own."""
+    """A prompt that is read once learns from all its answers as if each had been read on a row
+    of its own.
+    """
     batch = collate(examples)
     _, logps, _ = fused_pass(any_model, METHODS["dft2"](n_examples=3), batch)
     shared = {name: p.grad.clone() for name, p in any_model.named_parameters()}
@@ -180,7 +184,9 @@ def test_logits_written_into_memory_that_was_used_before_are_the_same():
 
 
 def test_the_head_in_bfloat16_is_the_head_in_float32_up_to_its_rounding(model, examples):
-    """Logits, log-probs and pushes lie in different memory there, and nothing but rounding may tell."""
+    """Logits, log-probs and pushes lie in different memory there, and nothing but rounding may
+    tell.
+    """
     batch, method = collate(examples), METHODS["sft"]()
     states = torch.randn(batch.rows.tokens.numel(), 32, generator=torch.Generator().manual_seed(0))
     weight = model.head.detach().float()

@@ -187,7 +187,9 @@ def test_one_pass_updates_refuse_what_needs_the_whole_gradient():
     ],
 )
 def test_a_bfloat16_run_at_lr_5e_7_follows_a_float32_one(device):
-    """The movement of the weights: stochastic rounding loses none of it on average, however small the steps."""
+    """The movement of the weights: stochastic rounding loses none of it on average, however
+    small the steps.
+    """
     moved = []
     for dtype in torch.float32, torch.bfloat16:
         model = tiny_model().bfloat16().to(device, dtype)
