@@ -107,12 +107,27 @@ def answer_text(tokenizer, row: Row, before: str, answer) -> str | None:
         text = answer
     else:
         whole = tokenizer.render(row.prompt + answer, tools=row.tools)
+        check_written(answer, whole)
         if not whole.startswith(before):
             raise ValueError("the chat template renders the prompt differently once an answer "
                              "follows; give prompt and answer as strings")
         text = whole[len(before) :]
     check_unicode(text)
     return text
+
+
+def check_written(answer: list[dict], whole: str) -> None:
+    """ValueError if the rendered text lacks what the answer says: its end token alone would train.
+
+    What a reasoning trace says before </think> may be dropped, and spaces do not count.
+    """
+    said = answer[-1].get("content")
+    if not isinstance(said, str):
+        return
+    said = said.rpartition("</think>")[2]
+    if said.strip() not in whole and "".join(said.split()) not in "".join(whole.split()):
+        raise ValueError("the chat template does not write the text of the answer; "
+                         "give prompt and answer as strings, or use a model whose template does")
 
 
 def encode_all(tokenizer, texts: set[tuple[str, bool]]) -> dict[tuple[str, bool], list[int]]:

@@ -3,10 +3,12 @@
 The shape and the tokenizer of either are known before its weights are read; train needs them first.
 """
 
+import hashlib
+
 import torch
 from tqdm import tqdm
 
-from minialign.hf.folders import check_device, load_weights, model_folder, read_config
+from minialign.hf.folders import check_device, load_weights, model_digest, model_folder, read_config
 from minialign.hf.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 from minialign.lab import small, tasks
 from minialign.model import Config, Transformer
@@ -19,7 +21,17 @@ def shape_and_tokenizer(name: str) -> tuple[Config, Tokenizer]:
     if name == SMALL:
         tokenizer = byte_tokenizer(tasks.WORDS)
         return tasks.small_config(tokenizer.vocab_size), tokenizer
-    return read_config(name), load_tokenizer(model_folder(name))
+    config, tokenizer = read_config(name), load_tokenizer(model_folder(name))
+    tokenizer.limit = config.vocab_size
+    return config, tokenizer
+
+
+def digest_of(name: str, seed: int = 0) -> str:
+    """What changes when the model does that --model names."""
+    if name == SMALL:
+        stem = small.base_path(seed, small.CACHE).stem
+        return hashlib.sha256(stem.encode()).hexdigest()[:16]
+    return model_digest(name)
 
 
 def read_weights(name: str, config: Config, dtype: str, device: str, seed: int = 0) -> Transformer:

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from minialign.bench.sheet import Adapters, check_fits, load_of, parameters_of, sheet
 from minialign.data import Example
-from minialign.files import write_json, write_text
+from minialign.files import clear_away, locked, write_json, write_text
 from minialign.hf import lora
 from minialign.hf.datafiles import load_examples, remarks, show_example
-from minialign.hf.folders import check_device, save_model
+from minialign.hf.folders import check_device, finish_killed_save, save_model
 from minialign.methods import METHODS, Method, build_method
 from minialign.optim import AdamW
 from minialign.settings import bounds_in_words, setting
@@ -36,9 +36,16 @@ from minialign.verbs.checkpoint import (
     save_checkpoint,
     write_reference,
 )
-from minialign.verbs.checks import advice, check_data, check_disk, check_pool
+from minialign.verbs.checks import (
+    advice,
+    check_data,
+    check_disk,
+    check_place,
+    check_pool,
+    check_trained,
+)
 from minialign.verbs.flags import ALL_TURNS, CHAT, COLUMNS, TRAIN_DTYPES, kind_of, reading
-from minialign.verbs.models import read_weights, shape_and_tokenizer
+from minialign.verbs.models import digest_of, read_weights, shape_and_tokenizer
 
 # ------------------------------------------------------------------------------------ the flags
 
@@ -176,13 +183,13 @@ def hyper_of(flags: Flags) -> dict:
 def adapters_of(flags: Flags) -> Adapters | None:
     """The adapters that the flags describe; None if all weights learn."""
     if flags.lora_rank is None:
-        if flags.lora_alpha or flags.lora_targets:
+        if flags.lora_alpha is not None or flags.lora_targets is not None:
             raise ValueError("--lora-alpha and --lora-targets describe adapters; give --lora-rank "
                              "too, such as 16")
         return None
     alpha = flags.lora_alpha or 2.0 * flags.lora_rank
     targets = lora.TARGETS
-    if flags.lora_targets:
+    if flags.lora_targets is not None:
         targets = tuple(flags.lora_targets.split(","))
     return Adapters(flags.lora_rank, alpha, targets)
 
@@ -191,14 +198,33 @@ def adapters_of(flags: Flags) -> Adapters | None:
 
 
 def run(flags: Flags) -> None:
-    """Train one model. Nothing is written before everything that can be refused was checked."""
+    """Train one model, in a folder that no other run may use at the same time."""
     out = Path(flags.out)
+    check_place(out)
+    with locked(out):
+        clear_run(out)
+        run_in(out, flags)
+
+
+def clear_run(out: Path) -> None:
+    """Remove what a killed start has left unfinished in a run folder and in those inside."""
+    clear_away(out)
+    clear_away(out / "adapter")
+    if (out / "model").is_dir():
+        with locked(out / "model"):
+            finish_killed_save(out / "model")
+            clear_away(out / "model")
+
+
+def run_in(out: Path, flags: Flags) -> None:
+    """The run. Nothing is written before everything that can be refused was checked."""
     config = asdict(flags)
     config["data_sha256"] = fingerprint(flags.data)
     config["negatives_sha256"] = fingerprint(flags.negatives)
+    config["model_sha256"] = digest_of(flags.model, flags.seed)
     if flags.resume:
         check_same_run(out, config)
-    elif out.is_dir() and any(out.iterdir()):
+    elif any(out.iterdir()):
         raise ValueError(f"{out} is not empty; add --resume to continue the run in it, or choose "
                          "another --out")
     if flags.threads:
@@ -237,7 +263,7 @@ def run(flags: Flags) -> None:
     # start of this run has stored the answer.
     stored = False
     if "reference" in method.needs:
-        check_pool(model, examples, flags.negatives)
+        check_pool(model, config["model_sha256"], examples, flags.negatives)
         stored = read_reference(out / "reference.json", examples)
     method.prepare_data(model, examples, max_len)
     write_json(out / "config.json", config, indent=2)
@@ -271,6 +297,8 @@ def train(
 
             # The log must be on the disk before a checkpoint that counts on it.
             step = record["step"]
+            if step == updates:
+                check_trained(model, examples, step)
             if every and (stop.asked or step % every == 0 or step == updates):
                 os.fsync(file.fileno())
                 save_checkpoint(out / "checkpoint.safetensors", model, optimizer, method, step)
