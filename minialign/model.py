@@ -169,6 +169,8 @@ def first_places(texts: Tensor, rows: int, length: int) -> Tensor:
     """The way back from texts to rows: where in `texts` (X, M) each token occurs, (rows, length).
 
     A prompt's tokens occur in several texts. All of them compute the same, so the first will do.
+    What pads `texts` on the right comes after a real occurrence of the same token, and every token
+    of a row is in some text.
     """
     places = torch.arange(texts.numel(), device=texts.device)
     nowhere = places.new_full((rows * length,), texts.numel())
