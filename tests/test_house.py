@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "minialign"
 WINGS = ("core", "hf", "bench", "lab", "verbs")         # each imports only what stands before it
-CORE = ("settings", "files", "stats", "model", "data", "logps", "optim", "generate", "methods", "train",
+CORE = ("settings", "files", "stats", "rope", "model", "data", "logps", "optim", "generate", "methods", "train",
         "evaluate", "parallel")
 FRONT = ("__init__", "__main__")                        # the package's face: it may name everything
 SOURCES = sorted(PACKAGE.rglob("*.py"))
