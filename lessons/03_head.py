@@ -10,7 +10,6 @@
 # size are alive when autograd goes back through log_softmax? Write both down.
 
 # %%
-import time
 
 import check
 import matplotlib.pyplot as plt

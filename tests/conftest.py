@@ -1,4 +1,6 @@
-"""What several test files need: tiny models of every shape, and examples with ragged prompts and answers."""
+"""What several test files need: tiny models of every shape, and examples with ragged prompts
+and answers.
+"""
 
 import json
 import os
@@ -27,9 +29,12 @@ SHAPES = {
 
 
 def tiny_model(shape: str = "llama", seed: int = 0, vocab_size: int = 50) -> Transformer:
-    """Two layers in float64 with weights large enough that every switch of the architecture shows."""
+    """Two layers in float64 with weights large enough that every switch of the architecture
+    shows.
+    """
     torch.manual_seed(seed)
-    config = Config(vocab_size=vocab_size, n_layer=2, n_head=4, d_model=32, d_mlp=48, max_len=64, **SHAPES[shape])
+    size = {"n_layer": 2, "n_head": 4, "d_model": 32, "d_mlp": 48, "max_len": 64}
+    config = Config(vocab_size=vocab_size, **size, **SHAPES[shape])
     model = Transformer(config).double()
     with torch.no_grad():
         for p in model.parameters():
@@ -49,17 +54,22 @@ def model():
 
 @pytest.fixture
 def examples():
-    """Three prompts of different length; three, two and three answers of different length."""
+    """Three prompts of different length; three, two and three answers of different length.
+    """
     return [
         Example(0, [1, 2, 3, 4], [[5, 6, 7], [8, 9], [10]], ref_logps=[-9.0, -8.0, -4.0]),
         Example(1, [1, 2], [[11], [12, 13, 14, 15]], ref_logps=[-4.0, -15.0]),
-        Example(2, [7, 8, 9, 1, 2, 3, 4, 5], [[16, 17], [18], [19, 20, 21]], ref_logps=[-7.0, -4.0, -12.0]),
+        Example(
+            2, [7, 8, 9, 1, 2, 3, 4, 5], [[16, 17], [18], [19, 20, 21]],
+            ref_logps=[-7.0, -4.0, -12.0]),
     ]
 
 
 @pytest.fixture
 def shared_data():
-    """The folder of real checkpoints and data sets named by MINIALIGN_DATA; tests that want it are skipped without."""
+    """The folder of real checkpoints and data sets named by MINIALIGN_DATA; tests that want it
+    are skipped without.
+    """
     folder = os.environ.get("MINIALIGN_DATA")
     if not folder:
         pytest.skip("MINIALIGN_DATA is not set")

@@ -22,7 +22,9 @@ def test_the_gradient_is_the_one_of_the_cpu(examples, name):
         method.prepare_data(model, examples, progress=False)
         (batch,) = method.prepare(model, [collate(examples).to(device)])
         loss, logps, _ = fused_pass(model, method, batch)
-        results.append((loss.cpu(), logps.cpu(), {n: p.grad.cpu() for n, p in model.named_parameters()}))
+        results.append(
+            (loss.cpu(), logps.cpu(), {n: p.grad.cpu() for n, p in model.named_parameters()})
+        )
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
 
 
@@ -30,5 +32,9 @@ def test_greedy_text_is_the_one_of_the_cpu():
     prompt, model = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]), tiny_model().float()
     lengths = torch.tensor([4, 2])
     expected = model.generate(prompt, 12, temperature=0, lengths=lengths)
-    got = copy.deepcopy(model).cuda().generate(prompt.cuda(), 12, temperature=0, lengths=lengths.cuda())
+    got = (
+        copy.deepcopy(model)
+        .cuda()
+        .generate(prompt.cuda(), 12, temperature=0, lengths=lengths.cuda())
+    )
     assert torch.equal(got.cpu(), expected)

@@ -9,10 +9,23 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "minialign"
-WINGS = ("core", "hf", "bench", "lab", "verbs")         # each imports only what stands before it
-CORE = ("settings", "files", "stats", "rope", "model", "data", "logps", "optim", "generate", "methods", "train",
-        "evaluate", "parallel")
-FRONT = ("__init__", "__main__")                        # the package's face: it may name everything
+WINGS = ("core", "hf", "bench", "lab", "verbs")  # each imports only what stands before it
+CORE = (
+    "settings",
+    "files",
+    "stats",
+    "rope",
+    "model",
+    "data",
+    "logps",
+    "optim",
+    "generate",
+    "methods",
+    "train",
+    "evaluate",
+    "parallel",
+)
+FRONT = ("__init__", "__main__")  # the package's face: it may name everything
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -83,7 +96,9 @@ def test_a_peer_imports_nothing_of_ours():
 
 
 def test_the_front_of_the_house_is_small():
-    """A newcomer sees the core first: few files in minialign/ itself, and only what belongs at the top level."""
+    """A newcomer sees the core first: few files in minialign/ itself, and only what belongs at
+    the top level.
+    """
     assert len(list(PACKAGE.glob("*.py"))) <= 14
 
 
@@ -94,11 +109,13 @@ def test_machinery_knows_no_method_by_name(wing):
 
     place = PACKAGE / wing
     for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-        if "peers" in path.parts:                       # what other libraries offer is their business
+        if "peers" in path.parts:  # what other libraries offer is their business
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                assert node.value not in METHODS and node.value != "kl", f"{path.name} line {node.lineno}: {node.value!r}"
+                assert node.value not in METHODS and node.value != "kl", (
+                    f"{path.name} line {node.lineno}: {node.value!r}"
+                )
 
 
 def test_lines_are_of_ordinary_width():
@@ -107,7 +124,9 @@ def test_lines_are_of_ordinary_width():
     assert sum(len(line) > 100 for line in lines) < 0.03 * len(lines)
 
 
-@pytest.mark.parametrize("name", ["model", "data", "logps", "train", "optim", "generate", "methods"])
+@pytest.mark.parametrize(
+    "name", ["model", "data", "logps", "train", "optim", "generate", "methods"]
+)
 def test_every_class_and_public_function_of_the_core_says_what_it_is(name):
     place = PACKAGE / name
     for path in sorted(place.glob("*.py")) if place.is_dir() else [PACKAGE / f"{name}.py"]:

@@ -1,4 +1,6 @@
-"""What the network reads: what stands where on a row, what predicts what, and what a mean divides by."""
+"""What the network reads: what stands where on a row, what predicts what, and what a mean
+divides by.
+"""
 
 import pytest
 import torch
@@ -7,7 +9,9 @@ from minialign.data import Batch, Example, collate
 
 
 def test_what_stands_where():
-    """Every response token is predicted from the token before it in its own text; nothing else is a response token."""
+    """Every response token is predicted from the token before it in its own text; nothing else
+    is a response token.
+    """
     example = Example(4, [1, 2, 3], [[4, 5, 6], [], [7]])
     batch = collate([example])
     rows = batch.rows
@@ -28,12 +32,18 @@ def test_counts_are_of_the_whole_batch():
 
 
 def test_sharing_reads_every_distinct_token_once_and_no_padding():
-    """What makes it never dearer: the same texts for attention, and all else sees each prompt once and each answer once."""
+    """What makes it never dearer: the same texts for attention, and all else sees each prompt
+    once and each answer once.
+    """
     examples = [Example(0, [1] * 9, [[2] * 5, [], [3] * 2]), Example(1, [4] * 2, [[5] * 30])]
     rows = collate(examples).rows
     assert rows.tokens.shape == rows.positions.shape == (1, 9 + 4 + 1 + 2 + 29)
     assert rows.texts.shape == (3, 31)
-    alone = [[1] * 9 + [2] * 4, [1] * 9 + [3], [4] * 2 + [5] * 29]      # prompt and answer, less its last token
+    alone = [
+        [1] * 9 + [2] * 4,
+        [1] * 9 + [3],
+        [4] * 2 + [5] * 29,
+    ]  # prompt and answer, less its last token
     for text, expected in zip(rows.texts, alone, strict=True):
         text = text[: len(expected)]
         assert rows.tokens[0, text].tolist() == expected
@@ -41,9 +51,14 @@ def test_sharing_reads_every_distinct_token_once_and_no_padding():
 
 
 def test_a_part_keeps_its_rows_and_what_a_single_method_needs():
-    examples = [Example(0, [1, 2], [[3, 4]], rewards=[1.0]), Example(1, [5], [[6, 7, 8]], rewards=[2.0])]
+    examples = [
+        Example(0, [1, 2], [[3, 4]], rewards=[1.0]),
+        Example(1, [5], [[6, 7, 8]], rewards=[2.0]),
+    ]
     batch = collate(examples)
-    batch = Batch(batch.mask, batch.index, rewards=batch.rewards, rows=batch.rows, drift=torch.ones(3))
+    batch = Batch(
+        batch.mask, batch.index, rewards=batch.rewards, rows=batch.rows, drift=torch.ones(3)
+    )
     part = batch.part(1, 2).to("cpu")
     assert part.rows.tokens.flatten()[part.rows.source[part.mask]].tolist() == [5, 6, 7]
     assert part.rows.y[part.mask].tolist() == [6, 7, 8] and part.rewards.tolist() == [[2.0]]

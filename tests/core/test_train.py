@@ -1,4 +1,6 @@
-"""The loop: exact accumulation, resuming bit for bit, refusing what cannot be right, and learning."""
+"""The loop: exact accumulation, resuming bit for bit, refusing what cannot be right, and
+learning.
+"""
 
 import copy
 import json
@@ -14,7 +16,6 @@ from minialign import METHODS
 from minialign.data import Example, collate, laid_out
 from minialign.logps import add_reference
 from minialign.methods import build_method
-from minialign.optim import AdamW
 from minialign.train import Diverged, Recipe, batches, fit, gradient, passes, pick_answers
 
 
@@ -43,7 +44,7 @@ def test_micro_batches_change_nothing(model, name):
     moved = copy.deepcopy(model)
     with torch.no_grad():
         for p in moved.parameters():
-            p.mul_(1.05)                                                # the policy is no longer the reference
+            p.mul_(1.05)  # the policy is no longer the reference
     results, reference, model = [], model, moved
     for micro_batch in 6, 2, 1:
         model.zero_grad()
@@ -57,16 +58,29 @@ def test_micro_batches_change_nothing(model, name):
 
 
 @settings(max_examples=50, deadline=None)
-@given(lengths=st.lists(st.tuples(st.integers(1, 9), st.lists(st.integers(0, 9), max_size=3)), min_size=1, max_size=12),
-       micro_batch=st.integers(1, 5), pass_tokens=st.none() | st.integers(1, 100))
+@given(
+    lengths=st.lists(
+        st.tuples(st.integers(1, 9), st.lists(st.integers(0, 9), max_size=3)),
+        min_size=1,
+        max_size=12,
+    ),
+    micro_batch=st.integers(1, 5),
+    pass_tokens=st.none() | st.integers(1, 100),
+)
 def test_passes_hold_every_example_once_and_keep_to_both_limits(lengths, micro_batch, pass_tokens):
-    examples = [Example(i, [1] * n, [[2] * 3] + [[2] * k for k in ks]) for i, (n, ks) in enumerate(lengths)]
+    examples = [
+        Example(i, [1] * n, [[2] * 3] + [[2] * k for k in ks]) for i, (n, ks) in enumerate(lengths)
+    ]
     parts = passes(examples, micro_batch, pass_tokens)
     assert sorted(e.index for part in parts for e in part) == list(range(len(examples)))
     for part in parts:
         tokens = sum(map(laid_out, part))
-        assert tokens == collate(part).rows.tokens.numel(), "what is counted is what lies on the row"
-        assert len(part) <= micro_batch and (pass_tokens is None or tokens <= pass_tokens or len(part) == 1)
+        assert tokens == collate(part).rows.tokens.numel(), (
+            "what is counted is what lies on the row"
+        )
+        assert len(part) <= micro_batch and (
+            pass_tokens is None or tokens <= pass_tokens or len(part) == 1
+        )
 
 
 @pytest.mark.parametrize("name", ["asft", "ift"])
@@ -89,16 +103,26 @@ def test_every_epoch_sees_every_example_once_in_an_order_of_its_own():
     assert [len(b) for b in epochs[0]] == [4, 4, 2]
     first, second = ([i for b in epochs[k] for i in b] for k in (0, 1))
     assert sorted(first) == sorted(second) == list(range(10)) and first != second
-    again = [[e.index for e in chosen] for _, chosen in batches(examples, recipe, METHODS["sft"](), start=2)]
+    again = [
+        [e.index for e in chosen]
+        for _, chosen in batches(examples, recipe, METHODS["sft"](), start=2)
+    ]
     assert again == (epochs[0] + epochs[1])[2:]
 
 
 def test_each_epoch_takes_the_next_negatives_and_goes_round():
     e = Example(0, [1], [[2], [3], [4], [5]], ref_logps=[0.0, -3.0, -4.0, -5.0])
     dft, sft = METHODS["dft"](), METHODS["sft"]()
-    assert [pick_answers(e, dft, epoch, 2).answers[1:] for epoch in range(3)] == [[[3], [4]], [[5], [3]], [[4], [5]]]
+    assert [pick_answers(e, dft, epoch, 2).answers[1:] for epoch in range(3)] == [
+        [[3], [4]],
+        [[5], [3]],
+        [[4], [5]],
+    ]
     assert pick_answers(e, dft, 1, 2).ref_logps == [0.0, -5.0, -3.0]
-    assert pick_answers(e, dft, 0, None).answers == e.answers and pick_answers(e, dft, 0, 9).answers == e.answers
+    assert (
+        pick_answers(e, dft, 0, None).answers == e.answers
+        and pick_answers(e, dft, 0, 9).answers == e.answers
+    )
     assert pick_answers(e, sft, 1, 2).answers == [[2]]
 
 
@@ -122,12 +146,26 @@ def test_the_reference_is_the_model_before_training(model):
 
 
 def test_a_hyper_parameter_of_another_method_is_refused():
-    with pytest.raises(ValueError, match="asft has no --tau; its hyper-parameters: --beta-odds, --lam"):
+    with pytest.raises(
+        ValueError, match="asft has no --tau; its hyper-parameters: --beta-odds, --lam"
+    ):
         build_method("asft", {"tau": 1.0}, 3)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"lr": -1.0}, {"warmup": 1.5}, {"negatives": 0},
-                                   {"micro_batch": 0}, {"pass_tokens": 0}, {"beta1": 1.0}, {"beta2": -0.1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"batch": 0},
+        {"lr": -1.0},
+        {"warmup": 1.5},
+        {"negatives": 0},
+        {"micro_batch": 0},
+        {"pass_tokens": 0},
+        {"beta1": 1.0},
+        {"beta2": -0.1},
+    ],
+)
 def test_a_recipe_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Recipe(**wrong)
@@ -139,22 +177,49 @@ def test_one_pass_updates_refuse_what_needs_the_whole_gradient():
             Recipe(**{"clip": float("inf"), "inside_backward": True} | wrong)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(),
-                                                                                         reason="no GPU here"))])
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+        ),
+    ],
+)
 def test_a_bfloat16_run_at_lr_5e_7_follows_a_float32_one(device):
-    """The movement of the weights: stochastic rounding loses none of it on average, however small the steps."""
+    """The movement of the weights: stochastic rounding loses none of it on average, however
+    small the steps.
+    """
     moved = []
     for dtype in torch.float32, torch.bfloat16:
         model = tiny_model().bfloat16().to(device, dtype)
         start = {n: p.detach().float().clone() for n, p in model.named_parameters()}
-        for _ in fit(model, METHODS["dft2"](n_examples=12), pairs(), Recipe(epochs=100, batch=12, micro_batch=12, lr=5e-7)):
+        for _ in fit(
+            model,
+            METHODS["dft2"](n_examples=12),
+            pairs(),
+            Recipe(epochs=100, batch=12, micro_batch=12, lr=5e-7),
+        ):
             pass
-        moved.append(torch.cat([(p.detach().float() - start[n]).flatten() for n, p in model.named_parameters()]))
-    slope = (moved[0] @ moved[1]) / (moved[0] @ moved[0])               # 1: as far, under the noise of rounding
+        moved.append(
+            torch.cat(
+                [(p.detach().float() - start[n]).flatten() for n, p in model.named_parameters()]
+            )
+        )
+    slope = (moved[0] @ moved[1]) / (moved[0] @ moved[0])  # 1: as far, under the noise of rounding
     assert abs(slope - 1) < 0.2 and moved[0].abs().max() < 1e-4
 
 
 def test_records_are_json(model):
     record = next(fit(model, METHODS["ift"](), pairs(), Recipe()))
-    named = {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds", "negative_weights"}
+    named = {
+        "step",
+        "epoch",
+        "loss",
+        "lr",
+        "gradient_norm",
+        "tokens",
+        "seconds",
+        "negative_weights",
+    }
     assert named <= set(json.loads(json.dumps(record)))
