@@ -1,5 +1,9 @@
 """A prompt and its answers → token ids: where an answer begins, where it ends, what is cut off."""
 
+import re
+
+from minialign.hf.chat import as_templates_see
+
 
 def encode_row(
     tokenizer, prompt, answers: list, finished: list[bool]
@@ -25,9 +29,10 @@ def encode_row(
     for answer, done in zip(answers, finished, strict=True):
         ids = []
         if answer is not None:
-            whole = prompt + answer
-            if not isinstance(prompt, str):
-                whole = tokenizer.render(whole, add_generation_prompt=False)
+            if isinstance(prompt, str):
+                whole = prompt + answer
+            else:
+                whole = render_answer(tokenizer, prompt, answer, before)
             ids = continuation(tokenizer, before, prefix, whole, special)
             ids = end_once(tokenizer, ids, done)
         encoded.append(ids)
@@ -45,6 +50,35 @@ def encode_answer(tokenizer, prompt, answer, finished: bool = True) -> list[int]
     return encode_row(tokenizer, prompt, [answer], [finished])[1][0]
 
 
+def render_answer(tokenizer, prompt: list[dict], answer: list[dict], before: str) -> str:
+    """The text of a prompt with its answer, which begins with the prompt's own text `before`.
+
+    Some templates open the model's turn with a tag and do not repeat it once there is an answer
+    (DeepSeek-R1's <think>). The model is asked with that tag, so it learns with it: the answer then
+    stands behind `before` as it is, with its reasoning if it has a trace of it.
+    """
+    whole = tokenizer.render(prompt + answer)
+    if whole.startswith(before):
+        return whole
+
+    # Only what opens the turn may differ. A prompt that itself reads differently is refused.
+    history = tokenizer.render(prompt)
+    message = as_templates_see(answer[-1])
+    text = message.get("content")
+    plain = len(answer) == 1 and isinstance(text, str)
+    if not (plain and before.startswith(history) and whole.startswith(history)):
+        raise ValueError("the chat template renders the prompt differently once an answer follows; "
+                         "give prompt and answer as strings")
+
+    # The tag is there already, and a trace in a field of its own still needs the one that ends it.
+    opened = re.search(r"<(\w+)>\s*$", before)
+    if opened and "reasoning_content" in message:
+        text = f"{message['reasoning_content']}\n</{opened[1]}>\n\n{text}"
+    if opened and text.startswith(f"<{opened[1]}>"):
+        text = text.removeprefix(f"<{opened[1]}>").lstrip("\n")
+    return before + text
+
+
 def continuation(
     tokenizer, before: str, prefix: list[int], whole: str, special: bool
 ) -> list[int]:
@@ -54,9 +88,6 @@ def continuation(
     text. Where a token would straddle the border, the rest is encoded alone, which in SentencePiece
     vocabularies begins a new word.
     """
-    if not whole.startswith(before):
-        raise ValueError("the chat template renders the prompt differently once an answer follows; "
-                         "give prompt and answer as strings")
     ids = tokenizer.encode(whole, special)
     if ids[: len(prefix)] == prefix:
         return ids[len(prefix) :]
