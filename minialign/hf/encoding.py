@@ -1,8 +1,10 @@
 """A prompt and its answers → token ids: where an answer begins, where it ends, what is cut off."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from minialign.hf.chat import as_templates_see
 from minialign.hf.rows import Row
 from minialign.hf.tokenizer import check_unicode
 
@@ -107,11 +109,36 @@ def answer_text(tokenizer, row: Row, before: str, answer) -> str | None:
         text = answer
     else:
         whole = tokenizer.render(row.prompt + answer, tools=row.tools)
-        if not whole.startswith(before):
-            raise ValueError("the chat template renders the prompt differently once an answer "
-                             "follows; give prompt and answer as strings")
-        text = whole[len(before) :]
+        if whole.startswith(before):
+            text = whole[len(before) :]
+        else:
+            text = behind_opening(tokenizer, row, before, answer, whole)
     check_unicode(text)
+    return text
+
+
+def behind_opening(tokenizer, row: Row, before: str, answer: list[dict], whole: str) -> str:
+    """What stands behind `before` if the rendered conversation, `whole`, does not begin with it.
+
+    Some templates open the model's turn with a tag and do not repeat it once there is an answer
+    (DeepSeek-R1's <think>). The model is asked with that tag, so it learns with it: behind it
+    stands the answer's content as it is, with its reasoning if it has a trace of it.
+    """
+    # Only what opens the turn may differ. A prompt that itself reads differently is refused.
+    history = tokenizer.render(row.prompt, tools=row.tools)
+    message = as_templates_see(answer[-1])
+    text = message.get("content")
+    plain = len(answer) == 1 and isinstance(text, str)
+    if not (plain and before.startswith(history) and whole.startswith(history)):
+        raise ValueError("the chat template renders the prompt differently once an answer "
+                         "follows; give prompt and answer as strings")
+
+    # The tag is there already, and a trace in a field of its own still needs the one that ends it.
+    opened = re.search(r"<(\w+)>\s*$", before)
+    if opened and "reasoning_content" in message:
+        text = f"{message['reasoning_content']}\n</{opened[1]}>\n\n{text}"
+    if opened and text.startswith(f"<{opened[1]}>"):
+        text = text.removeprefix(f"<{opened[1]}>").lstrip("\n")
     return text
 
 
