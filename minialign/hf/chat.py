@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import datetime
-from functools import wraps
+from functools import lru_cache, wraps
 
 from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -159,6 +159,7 @@ class Counted(NodeTransformer):
         return nodes.Call(nodes.EnvironmentAttribute("join"), node.nodes, [], None, None)
 
 
+@lru_cache
 def compile_template(source: str) -> Template:
     """A template with the settings, the filter and the functions that templates are written for."""
     if len(source) > LONGEST:

@@ -1,8 +1,10 @@
 """A prompt and its answers → token ids: where an answer begins, where it ends, what is cut off."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from minialign.hf.chat import as_templates_see
 from minialign.hf.rows import Row
 from minialign.hf.tokenizer import check_unicode
 
@@ -61,7 +63,11 @@ def encode_rows(tokenizer, rows: list[Row]) -> list[tuple[list[int], list[list[i
                     found = end_once(tokenizer, found, done)
             answers.append(found)
         # An empty prompt in a model without a begin token: what ends a text opens one (GPT-2).
-        encoded.append((prefixes[i] or [tokenizer.eos_id], answers))
+        prefix = prefixes[i] or [tokenizer.eos_id]
+        with naming(row.where):
+            for found in (prefix, *answers):
+                tokenizer.check_ids(found)
+        encoded.append((prefix, answers))
     return encoded
 
 
@@ -107,27 +113,53 @@ def answer_text(tokenizer, row: Row, before: str, answer) -> str | None:
         text = answer
     else:
         whole = tokenizer.render(row.prompt + answer, tools=row.tools)
-        check_written(answer, whole)
-        if not whole.startswith(before):
-            raise ValueError("the chat template renders the prompt differently once an answer "
-                             "follows; give prompt and answer as strings")
-        text = whole[len(before) :]
+        if whole.startswith(before):
+            text = whole[len(before) :]
+            check_written(answer, text)
+        else:
+            text = behind_opening(tokenizer, row, before, answer, whole)
     check_unicode(text)
     return text
 
 
-def check_written(answer: list[dict], whole: str) -> None:
-    """ValueError if the rendered text lacks what the answer says: its end token alone would train.
+def check_written(answer: list[dict], written: str) -> None:
+    """ValueError if the rendered text `written` lacks what the answer says.
 
-    What a reasoning trace says before </think> may be dropped, and spaces do not count.
+    Its end token alone would be trained. What a reasoning trace says before </think> may be
+    dropped, and spaces do not count.
     """
     said = answer[-1].get("content")
     if not isinstance(said, str):
         return
     said = said.rpartition("</think>")[2]
-    if said.strip() not in whole and "".join(said.split()) not in "".join(whole.split()):
+    if said.strip() not in written and "".join(said.split()) not in "".join(written.split()):
         raise ValueError("the chat template does not write the text of the answer; "
                          "give prompt and answer as strings, or use a model whose template does")
+
+
+def behind_opening(tokenizer, row: Row, before: str, answer: list[dict], whole: str) -> str:
+    """What stands behind `before` if the rendered conversation, `whole`, does not begin with it.
+
+    Some templates open the model's turn with a tag and do not repeat it once there is an answer
+    (DeepSeek-R1's <think>). The model is asked with that tag, so it learns with it: behind it
+    stands the answer's content as it is, with its reasoning if it has a trace of it.
+    """
+    # Only what opens the turn may differ. A prompt that itself reads differently is refused.
+    history = tokenizer.render(row.prompt, tools=row.tools)
+    message = as_templates_see(answer[-1])
+    text = message.get("content")
+    plain = len(answer) == 1 and isinstance(text, str)
+    if not (plain and before.startswith(history) and whole.startswith(history)):
+        raise ValueError("the chat template renders the prompt differently once an answer "
+                         "follows; give prompt and answer as strings")
+
+    # The tag is there already, and a trace in a field of its own still needs the one that ends it.
+    opened = re.search(r"<(\w+)>\s*$", before)
+    if opened and "reasoning_content" in message:
+        text = f"{message['reasoning_content']}\n</{opened[1]}>\n\n{text}"
+    if opened and text.startswith(f"<{opened[1]}>"):
+        text = text.removeprefix(f"<{opened[1]}>").lstrip("\n")
+    return text
 
 
 def encode_all(tokenizer, texts: set[tuple[str, bool]]) -> dict[tuple[str, bool], list[int]]:

@@ -1,13 +1,12 @@
 """Text → token ids and back, chat messages → text: what the rest of minialign knows of a tokenizer.
 
 It is read from a model folder, or made of our own 256 bytes. vocabulary.py runs the vocabularies,
-chat.py the chat templates. Nothing here masks, truncates, downloads, or needs torch.
+chat.py the chat templates. Nothing here masks, truncates, or needs torch.
 """
 
 import json
 import re
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -16,6 +15,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from minialign.files import replacing
 from minialign.hf.chat import as_templates_see, compile_template
 from minialign.hf.jsonfiles import read_json
+from minialign.hf.places import tokenizer_files, tokenizer_folder
 from minialign.hf.vocabulary import (
     Vocabulary,
     byte_letters,
@@ -25,12 +25,6 @@ from minialign.hf.vocabulary import (
     in_words,
 )
 
-# What a tokenizer is read from, besides *.tiktoken and chat_templates/*.jinja.
-FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "generation_config.json", "chat_template.jinja", "vocab.json", "merges.txt", "encoder.json",
-    "vocab.bpe", "tokenizer.model", "tekken.json",
-)
 LONGEST = 10_000_000        # characters of a text: several contexts of a million tokens
 # The special tokens that a folder may give a name, in tokenizer_config.json.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -84,11 +78,7 @@ class Tokenizer:
                 raise ValueError(f"a text of {len(text):,} characters, of which no model reads "
                                  f"more than {LONGEST:,}; cut it into pieces")
         with in_words("the tokenizer cannot encode this"):
-            encoded = self.vocabulary.encode_batch(texts, add_special_tokens)
-        ends = [] if self.eos_id is None else [self.eos_id]         # answers will end with it
-        for ids in (ends, *encoded):
-            self.check_ids(ids)
-        return encoded
+            return self.vocabulary.encode_batch(texts, add_special_tokens)
 
     def check_ids(self, ids: list[int]) -> None:
         """ValueError for an id that the model has no embedding for.
@@ -125,16 +115,18 @@ class Tokenizer:
         template's own words, when the template refuses it.
         """
         if self.chat_template is None:
-            raise ValueError("this model folder has no chat template: "
-                             "give prompts and answers as plain strings, not as messages")
+            raise ValueError("this model folder has no chat template: give prompts and answers as "
+                             "plain strings, or put a chat_template.jinja into the folder, or name "
+                             "one with --chat-template FILE")
         listed = isinstance(messages, list | tuple) and len(messages) > 0
         if not listed or not all(isinstance(message, dict) for message in messages):
             raise ValueError('messages must be a list, not empty, of {"role": …, "content": …}')
 
         chat = [as_templates_see(message) for message in messages]
         try:
-            self.template.environment.begin()
-            return self.template.render(
+            template = compile_template(self.chat_template)
+            template.environment.begin()
+            return template.render(
                 messages=chat, tools=tools, documents=None,
                 add_generation_prompt=add_generation_prompt, **self.special)
         except Exception as error:
@@ -142,10 +134,21 @@ class Tokenizer:
             words = str(error) or type(error).__name__
             raise ValueError(f"the chat template refuses these messages: {words}") from error
 
-    @cached_property
-    def template(self):
-        """The chat template, compiled when it is first used."""
-        return compile_template(self.chat_template)
+    def use_template(self, file: str | Path) -> None:
+        """Takes the chat template of a Jinja file; `save` writes it with the tokenizer.
+
+        Raises FileNotFoundError if there is no such file, ValueError if it is no text.
+        """
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{file} is no file; give a chat template in Jinja, such as "
+                                    "another model's chat_template.jinja")
+        content = Path(file).read_bytes()
+        try:
+            self.chat_template = content.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is no text in UTF-8 ({error}); "
+                             "give a chat template in Jinja") from None
+        self.files["chat_template.jinja"] = content
 
     def save(self, folder: str | Path) -> None:
         """Writes the files into `folder`, of which `load_tokenizer` makes the same tokenizer."""
@@ -194,8 +197,10 @@ def byte_tokenizer(words: Sequence[str] = ()) -> Tokenizer:
 # ----------------------------------------------------------------------------------- model folders
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face model folder.
+def load_tokenizer(path: str | Path, chat_template: str | Path | None = None) -> Tokenizer:
+    """The tokenizer of a Hugging Face model folder, of OWNER/NAME on the hub, or of an adapter.
+
+    chat_template   a Jinja file to use instead of the folder's own
 
     tokenizer.json is taken at its word, whatever tokenizer_class says. Where it is absent, the
     vocab.json of GPT-2 and Qwen2 (OpenAI's encoder.json) is read, or a rank file: Llama 3's
@@ -204,15 +209,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises FileNotFoundError when there is nothing to read, ValueError when a file is damaged or
     does not suffice.
     """
-    folder = Path(path)
+    folder = tokenizer_folder(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; "
                                 "give the model folder that holds tokenizer.json")
     try:
-        return read_folder(folder)
+        tokenizer = read_folder(folder)
     except (AttributeError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{folder}: tokenizer_config.json, or a file like it, "
                          f"holds what it should not ({error!r})") from error
+    if chat_template is not None:
+        tokenizer.use_template(chat_template)
+    return tokenizer
 
 
 def read_folder(folder: Path) -> Tokenizer:
@@ -231,6 +239,9 @@ def read_folder(folder: Path) -> Tokenizer:
     if not added:
         config |= read_json(folder / "special_tokens_map.json")
         for text, i in read_json(folder / "added_tokens.json").items():
+            if i in added:
+                raise ValueError(f"{folder / 'added_tokens.json'} gives the id {i} to two special "
+                                 "tokens; fetch the file again")
             added[i] = {"content": text, "special": True}
     special = {}
     for name in NAMED:
@@ -271,14 +282,6 @@ def find_template(config: dict, files: dict[str, bytes]) -> str | None:
     if template is not None and not isinstance(template, str):
         raise ValueError("chat_template in tokenizer_config.json is no text; fetch the file again")
     return template
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The files of a model folder that belong to its tokenizer; saving a model replaces them."""
-    files = [folder / name for name in FILES]
-    files += sorted(folder.glob("*.tiktoken"))
-    files += sorted(folder.glob("chat_templates/*.jinja"))
-    return [file for file in files if file.is_file()]
 
 
 def check_unicode(text: str) -> None:

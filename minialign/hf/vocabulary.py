@@ -156,6 +156,8 @@ def from_bare_file(folder: Path, files: dict, added: dict, special: dict) -> Voc
     bare = [name for name in files
             if name in ("vocab.json", "encoder.json", "tokenizer.model")
             or name.endswith(".tiktoken")]
+    if not bare and "tekken.json" in files:
+        raise ValueError(f"{folder / 'tekken.json'} is in Mistral's own format and {REMEDY}")
     if not bare:
         raise FileNotFoundError(f"{folder} holds no tokenizer: no tokenizer.json, vocab.json, "
                                 "tokenizer.model or *.tiktoken")

@@ -17,7 +17,9 @@ SHOWN = 3                   # answers that are printed to read
 class Flags:
     """Which model, on which examples."""
 
-    model: str = setting(..., "model folder, or small: the small GPT of compare, of seed 0")
+    model: str = setting(
+        ..., "model folder, adapter, or OWNER/NAME on the Hugging Face hub, or small: the small "
+        "GPT of compare, of seed 0")
     data: str = setting(..., "a data file in any of the layouts of train")
     columns: str | None = setting(None, COLUMNS)
     chat: bool = setting(False, CHAT)
@@ -29,6 +31,8 @@ class Flags:
         0, "also answer this many prompts greedily, and compare with the wanted answers: exact "
         "match, BLEU-4, ROUGE-L", least=0)
     max_new_tokens: int = setting(256, "longest generated answer", least=1, most=10**6)
+    chat_template: str | None = setting(
+        None, "Jinja file with a chat template, instead of the one in the model folder")
     max_len: int | None = setting(
         None, "longest prompt + answer in tokens, the model's context unless given", least=2)
     batch: int = setting(16, "prompts at a time", least=1)
@@ -39,7 +43,8 @@ class Flags:
 
 def run(flags: Flags) -> None:
     """A table of marks, or one JSON object."""
-    model, tokenizer = open_model(flags.model, flags.dtype, flags.device)
+    model, tokenizer = open_model(
+        flags.model, flags.dtype, flags.device, chat_template=flags.chat_template)
     max_len = min(flags.max_len or model.config.max_len, model.config.max_len)
     examples, truncated = load_examples(flags.data, tokenizer, max_len, **reading(flags))
     if flags.no_end_token:

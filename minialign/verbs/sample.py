@@ -24,7 +24,8 @@ from minialign.settings import setting
 from minialign.verbs.flags import ALL_TURNS, CHAT, COLUMNS, DTYPES, reading
 from minialign.verbs.models import digest_of, open_model
 
-DRAW = ("k", "system", "temperature", "top_k", "top_p", "max_new_tokens", "batch", "seed", "dtype")
+DRAW = ("chat_template", "k", "system", "temperature", "top_k", "top_p", "max_new_tokens", "batch",
+        "seed", "dtype")
 Pool = list[tuple[str, bool]]       # the answers to one prompt, each with "it came to its end"
 
 
@@ -33,8 +34,8 @@ class Flags:
     """What to draw from, how often, and how."""
 
     model: str = setting(
-        ..., "model folder to draw from, or small: the small GPT of compare, of this --seed; it "
-        "becomes the reference of dft")
+        ..., "model to draw from, the reference of dft: a folder, adapter, or OWNER/NAME on the "
+        "Hugging Face hub, or small: the small GPT of compare, of this --seed")
     data: str = setting(
         ..., "a data file whose prompts to answer, in any of the layouts of train, or with prompts "
         "alone")
@@ -46,6 +47,8 @@ class Flags:
     all_turns: bool = setting(False, ALL_TURNS)
     k: int = setting(
         2, "answers per prompt; for fresh ones in every epoch take k × epochs", least=1)
+    chat_template: str | None = setting(
+        None, "Jinja file with a chat template, instead of the one in the model folder")
     system: str | None = setting(
         None, "system message while sampling, such as a request for bad answers (written in front "
         "of prompts that are strings)")
@@ -64,7 +67,8 @@ def run(flags: Flags) -> None:
     """Draw --k answers to every prompt of --data, and append a line per prompt to --out."""
     rows, out = unique_prompts(flags), Path(flags.out)
     can_write(file=out)
-    model, tokenizer = open_model(flags.model, flags.dtype, flags.device, flags.seed)
+    model, tokenizer = open_model(
+        flags.model, flags.dtype, flags.device, flags.seed, flags.chat_template)
     encoded = encode_all(model, tokenizer, rows, flags.system)
     prompts = [prompt for _, prompt in rows]
 

@@ -55,8 +55,8 @@ class RunFlags:
     """The flags of a run that belong neither to its recipe nor to its method."""
 
     model: str = setting(
-        ..., "a Hugging Face model folder (config.json, *.safetensors, tokenizer.json), or small: "
-        "the small GPT of compare, of this --seed")
+        ..., "a Hugging Face model folder (config.json, *.safetensors, tokenizer.json), an "
+        "adapter, or OWNER/NAME on the hub; or small: the small GPT of compare, of this --seed")
     method: str = setting(..., "how to weigh the answers", choices=METHODS)
     data: str = setting(
         ..., "examples as .jsonl, .jsonl.gz, .json, .parquet or a folder of datasets: prompt + "
@@ -71,6 +71,8 @@ class RunFlags:
     negatives: str | None = setting(
         None, "JSONL file of the model's own answers, from 'minialign sample'; methods that learn "
         "against negatives need it")
+    chat_template: str | None = setting(
+        None, "Jinja file with a chat template, instead of the one in the model folder")
     max_len: int | None = setting(
         None, "longest prompt + answer in tokens, the model's context unless given; what is longer "
         "is cut and counted", least=2)
@@ -232,7 +234,7 @@ def run_in(out: Path, flags: Flags) -> None:
     check_device(flags.device)
 
     # The examples, and the method that is to learn from them.
-    shape, tokenizer = shape_and_tokenizer(flags.model)
+    shape, tokenizer = shape_and_tokenizer(flags.model, flags.chat_template)
     max_len = min(flags.max_len or shape.max_len, shape.max_len)
     examples, truncated = load_examples(
         flags.data, tokenizer, max_len, flags.negatives, **reading(flags))
