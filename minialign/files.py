@@ -33,10 +33,10 @@ def locked(folder, wait: bool = False) -> Iterator[None]:
     else ValueError if it is not.
     """
     folder = Path(folder)
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    held = None
+    made, held = [], None
     try:
         while held is None:
+            made = made or [place for place in (folder, *folder.parents) if not place.exists()]
             check_folder(folder)
             held = hold(folder, wait)
         yield

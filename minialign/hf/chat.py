@@ -126,9 +126,10 @@ def length(value) -> int:
 
 
 def narrow(filter: Callable, longest: int) -> Callable:
-    """The same filter, which takes no huge number and no text of more than `longest` characters.
+    """The same filter, which makes nothing huge.
 
-    That is, besides the value that it filters.
+    Besides the value that it filters it takes no huge number, and no text of more than `longest`
+    characters.
     """
     given = 2 if hasattr(filter, "jinja_pass_arg") else 1       # Jinja's own argument, the value
 
@@ -138,7 +139,10 @@ def narrow(filter: Callable, longest: int) -> Callable:
             huge = isinstance(value, int) and abs(value) > WIDEST
             if huge or length(value) > longest:
                 raise SecurityError("it computes something huge")
-        return filter(*args, **kwargs)
+        result = filter(*args, **kwargs)
+        if length(result) > LONGEST:
+            raise SecurityError("it computes something huge")
+        return result
 
     return checked
 

@@ -96,11 +96,11 @@ def base_model(
     torch.manual_seed(seed)
     model = Transformer(tasks.small_config(tokenizer.vocab_size))
     parameters = dict(model.named_parameters())
+    clear_away(path.parent)
     if read_cached(path, parameters):
         return model, tokenizer
 
     # There is no such file yet, or it is damaged: train, and write it anew.
-    clear_away(path.parent)
     with locked(path.with_name(UNFINISHED + path.stem), wait=True):
         if not read_cached(path, parameters):
             model.initialise()

@@ -146,7 +146,13 @@ def test_a_run_is_not_resumed_on_another_base_model(folder, pairs, tmp_path, cap
 
 
 def test_a_last_update_that_ends_in_infinity_saves_nothing(folder, pairs, tmp_path, capsys):
-    words = train(folder, pairs, tmp_path / "run", "--lr", "9e14", "--warmup", "0", "--batch", "6")
+    model, tokenizer = load_model(folder)
+    with torch.no_grad():
+        # The one update multiplies what is large already by 10³⁰.
+        model.model["layers"][0].self_attn.v_proj.weight.mul_(1e12)
+        model.model["layers"][0].self_attn.o_proj.weight.mul_(1e-12)
+    save_model(tmp_path / "base", model, tokenizer)
+    words = train(tmp_path / "base", pairs, tmp_path / "run", "--lr", "9e14", "--warmup", "0")
     refused([*words, "--weight-decay", "9e14"], capsys, "no longer finite", status=1)
     assert not (tmp_path / "run" / "model").exists()
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
@@ -356,7 +362,8 @@ def with_template(folder, path, template):
 def test_a_template_that_drops_the_answer_is_refused(folder, tmp_path, capsys):
     data = write(tmp_path / "d.jsonl", [{"messages": [
         {"role": "user", "content": "a"}, {"role": "assistant", "content": "the answer"}]}])
-    drops = TEMPLATE.replace("{{ m.content }}", "{% if m.role == 'user' %}{{ m.content }}{% endif %}")
+    only_users = "{% if m.role == 'user' %}{{ m.content }}{% endif %}"
+    drops = TEMPLATE.replace("{{ m.content }}", only_users)
     model = with_template(folder, tmp_path / "drops", drops.encode())
     refused(train(model, data, tmp_path / "run"), capsys, "line 1", "does not write the text")
     model = with_template(folder, tmp_path / "keeps", TEMPLATE.encode())
