@@ -26,7 +26,7 @@ from minialign.logps import batch_logps
 from minialign.methods import METHODS
 from minialign.train import fit
 from toy import lake as lakes
-from toy.metrics import measure
+from toy.measure import measure
 from toy.rows import find_row, train_row
 from toy.world import prepare
 

@@ -8,7 +8,7 @@ N policies, one per seed, train side by side. Everything carries a leading N, so
 and `counts` tells the method to divide by the examples of one seed.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -34,51 +34,38 @@ def dice(seeds: list[int], part: str, *shape: int) -> Tensor:
 
 @dataclass
 class Table:
-    """A softmax table: four logits per feature.
+    """A softmax table: four logits per state. parameters: [W (N, S, 4)]."""
 
-    A state's features are a row of `features` (N, S, F); None means one feature per state, the
-    identity matrix, which nobody has to multiply with. parameters: [W (N, F, 4)].
-    """
-
-    features: Tensor | None
     parameters: list[Tensor]
 
     @classmethod
-    def fresh(cls, seeds: list[int], features: Tensor | None, S: int):
+    def fresh(cls, seeds: list[int], S: int):
         """Untrained: logits uniform within ±1, a random policy with weak preferences."""
-        n_features = S if features is None else features.shape[-1]
-        return cls(features, [2 * dice(seeds, "base", n_features, 4) - 1])
+        return cls([2 * dice(seeds, "base", S, 4) - 1])
 
     def copy(self):
-        return replace(self, parameters=[p.clone() for p in self.parameters])
+        return type(self)([p.clone() for p in self.parameters])
 
     def forward(self, rows: Tensor | None = None) -> tuple[Tensor, tuple]:
         """Logits (N, M, 4) of M inputs, and what `gradient` needs to know of them.
 
-        An input is a row of `rows` (N, M, S), a distribution over the states; None stands for
-        every state once.
+        An input is a row of `rows` (N, M, S), a distribution over the states. None stands for
+        every state once, the identity matrix, which nobody has to multiply with.
         """
-        x = self.read(rows)
-        return self.first(x), (x,)
+        return self.first(rows), (rows,)
 
     def gradient(self, kept: tuple, d_logits: Tensor) -> list[Tensor]:
         """∂loss/∂parameters from ∂loss/∂logits."""
-        (x,) = kept
-        return [self.d_first(x, d_logits)]
+        (rows,) = kept
+        return [self.d_first(rows, d_logits)]
 
-    def read(self, rows: Tensor | None) -> Tensor | None:
-        """The features of the inputs, x (N, M, F); None stands for the identity matrix."""
-        if self.features is None:
-            return rows
-        return self.features if rows is None else rows @ self.features
+    def first(self, rows: Tensor | None) -> Tensor:
+        """The inputs times the first parameter."""
+        return self.parameters[0] if rows is None else rows @ self.parameters[0]
 
-    def first(self, x: Tensor | None) -> Tensor:
-        """x times the first parameter."""
-        return self.parameters[0] if x is None else x @ self.parameters[0]
-
-    def d_first(self, x: Tensor | None, d: Tensor) -> Tensor:
+    def d_first(self, rows: Tensor | None, d: Tensor) -> Tensor:
         """The gradient of the first parameter from that of the product."""
-        return d if x is None else x.mT @ d
+        return d if rows is None else rows.mT @ d
 
     def probabilities(self) -> Tensor:
         return self.forward()[0].softmax(-1)                            # (N, S, 4)
@@ -86,48 +73,35 @@ class Table:
 
 @dataclass
 class Network(Table):
-    """The paper's two fully connected layers: features → tanh → four logits.
+    """The paper's two fully connected layers: one-hot state → tanh → four logits.
 
-    parameters: [W1 (N, F, H), b1 (N, 1, H), W2 (N, H, 4), b2 (N, 1, 4)].
+    parameters: [W1 (N, S, H), b1 (N, 1, H), W2 (N, H, 4), b2 (N, 1, 4)].
     """
 
     @classmethod
-    def fresh(cls, seeds, features, S, width: int = 64):
+    def fresh(cls, seeds, S, width: int = 64):
         """Untrained: uniform within ±1/√(numbers that feed it), the default of torch.nn.Linear."""
-        n_features = S if features is None else features.shape[-1]
-        shapes = [(n_features, width), (1, width), (width, 4), (1, 4)]
-        feeds = [n_features, n_features, width, width]
+        shapes = [(S, width), (1, width), (width, 4), (1, 4)]
+        feeds = [S, S, width, width]
         drawn = dice(seeds, "base", sum(rows * columns for rows, columns in shapes))
         parameters, begin = [], 0
         for (rows, columns), fed_by in zip(shapes, feeds, strict=True):
             piece = drawn[:, begin : begin + rows * columns].view(-1, rows, columns)
             parameters.append((2 * piece - 1) * fed_by**-0.5)
             begin += rows * columns
-        return cls(features, parameters)
+        return cls(parameters)
 
     def forward(self, rows=None):
         _, b1, W2, b2 = self.parameters
-        x = self.read(rows)
-        h = torch.tanh(self.first(x) + b1)                              # (N, M, H)
-        return h @ W2 + b2, (x, h)
+        h = torch.tanh(self.first(rows) + b1)                           # (N, M, H)
+        return h @ W2 + b2, (rows, h)
 
     def gradient(self, kept, d_logits):
-        x, h = kept
+        rows, h = kept
         W2 = self.parameters[2]
         d_h = d_logits @ W2.mT * (1 - h * h)                            # (N, M, H): tanh′ = 1−tanh²
-        return [self.d_first(x, d_h), d_h.sum(1, keepdim=True),
+        return [self.d_first(rows, d_h), d_h.sum(1, keepdim=True),
                 h.mT @ d_logits, d_logits.sum(1, keepdim=True)]
-
-
-def coordinates(lakes: Lake) -> Tensor:
-    """Row and column of every state, from −1 to 1, (N, S, 2): here neighbours look alike."""
-    N, S = lakes.ends.shape
-    columns = len(lakes.rows[0])
-    s = torch.arange(S, dtype=torch.float64)
-    r = s.div(columns, rounding_mode="floor")
-    c = s % columns
-    features = [2 * r / max(S // columns - 1, 1) - 1, 2 * c / max(columns - 1, 1) - 1]
-    return torch.stack(features, -1).expand(N, S, 2)
 
 
 # ------------------------------------------------------------------------------ data
@@ -306,12 +280,12 @@ def step(
 
 def train(
     policy: Table, lakes: Lake, data: Data, method, *, steps: int, lr: float,
-    optimizer: str = "adam", reads: str = "path", lam: float = 0.0, watch=None,
+    optimizer: str = "adam", reads: str = "path", lam: float = 0.0,
 ) -> tuple[Table, Tensor]:
     """A trained copy of `policy`, and the off-path share of what it read, (steps, N).
 
-    Every step reads all the data. `watch(step, policy)` is called before the first step and after
-    each one. The optimizers work element by element, so seeds do not meet in them.
+    Every step reads all the data. The optimizers work element by element, so seeds do not meet in
+    them.
     """
     policy = policy.copy()
     if optimizer == "adam":
@@ -319,14 +293,10 @@ def train(
     else:
         descent = torch.optim.SGD(policy.parameters, lr=lr)
     history = []
-    if watch:
-        watch(0, policy)
     for i in range(steps):
         _, gradients, off_path = step(policy, lakes, data.at(i), method, reads, lam)
         for parameter, gradient in zip(policy.parameters, gradients, strict=True):
             parameter.grad = gradient
         descent.step()
         history.append(off_path)
-        if watch:
-            watch(i + 1, policy)
     return policy, torch.stack(history) if history else torch.zeros(0, len(lakes.ends))

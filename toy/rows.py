@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minialign.methods import METHODS, Method, build_method
 from toy.flags import Flags
-from toy.policy import Data, Table, train
+from toy.policy import Table, train
 from toy.world import World
 
 DEFAULT = tuple(Flags.methods.split(","))
@@ -30,18 +30,16 @@ class Row:
     reads: str = "path"                             # see policy.step
     lam: float = 0.0                                # the share of what it reads off the path
     effort: int = 1                                 # so many times the steps
-    sums_pairs: bool = False                        # its loss is a sum over all pairs of steps,
-                                                    # where that of the others is a mean
 
 
-def find_row(name: str, lam: float, gamma: float = Flags.gamma, guess: str = Flags.guess) -> Row:
+def find_row(name: str, lam: float, guess: str = Flags.guess) -> Row:
     """The row called `name`. IFT's residual reads `guess`; its controls read something else."""
     if name == "ift":
-        return Row(name, "ift", "IFT, released weights", {"lam": lam, "gamma": gamma}, guess, lam)
+        return Row(name, "ift", "IFT, released weights", {"lam": lam}, guess, lam)
     if name == "ift_simple":
         return Row(name, "ift", "IFT, simple sum", {"lam": lam, "gamma": 0.0}, guess, lam)
     if name == "ift_eq21":
-        return Row(name, "ift_eq21", "IFT, formula", {"lam": lam}, guess, lam, sums_pairs=True)
+        return Row(name, "ift_eq21", "IFT, formula", {"lam": lam}, guess, lam)
     if name == "sft x3":
         return Row(name, "sft", "SFT, 3 × the steps", effort=3)
     if name == "neighbour noise":
@@ -53,7 +51,7 @@ def find_row(name: str, lam: float, gamma: float = Flags.gamma, guess: str = Fla
 
 def find_rows(flags: Flags, *names: str) -> list[Row]:
     """The rows with these names, as the command line sets them."""
-    return [find_row(name, flags.lam, flags.gamma, flags.guess) for name in names]
+    return [find_row(name, flags.lam, flags.guess) for name in names]
 
 
 def words(name: str) -> str:
@@ -85,20 +83,18 @@ def choose(names: str) -> list[str]:
 
 
 def train_row(
-    world: World, row: Row, *, steps: int, lr: float, optimizer: str = "adam",
-    data: Data | None = None, watch=None,
+    world: World, row: Row, *, steps: int, lr: float, optimizer: str = "adam"
 ) -> tuple[Table, Tensor]:
-    """Train a row for all seeds at once, on what its method may see unless `data` is given.
+    """Train a row for all seeds at once, on what its method may see.
 
     → its policies, and the off-path share of what they read, (steps, N).
     """
     steps = steps * row.effort
-    if data is None:
-        data = world.data(METHODS[row.method].needs, steps)
+    data = world.data(METHODS[row.method].needs, steps)
     n_examples = data.states.shape[1] * data.states.shape[2]
     method = build_method(row.method, row.hyper, n_examples)
     policy, off_path = train(world.base, world.lakes, data, method, steps=steps, lr=lr,
-                             optimizer=optimizer, reads=row.reads, lam=row.lam, watch=watch)
+                             optimizer=optimizer, reads=row.reads, lam=row.lam)
     if not all(p.isfinite().all() for p in policy.parameters):
         raise FloatingPointError(f"{row.words} diverged at learning rate {lr:g}; "
                                  "give a smaller --lr")

@@ -9,10 +9,10 @@ import torch
 from minialign.methods import METHODS
 from toy import lake as lakes
 from toy import policy
-from toy.metrics import measure
+from toy.labels import label_correctness
+from toy.measure import measure
 from toy.rows import CONTROLS, choose, find_row, train_row
-from toy.studies.labels import label_correctness
-from toy.world import NEGATIVES, World, join, prepare
+from toy.world import NEGATIVES, World, prepare
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,12 +44,10 @@ def ragged():
 # ------------------------------------------------------------------------------ gradients
 
 @pytest.mark.parametrize("kind", [policy.Table, policy.Network])
-@pytest.mark.parametrize("sees", ["cells", "coordinates"])
 @pytest.mark.parametrize("reads", ["path", "expected", "greedy", "uniform", "oracle"])
-def test_gradients_by_hand_are_those_of_autograd(kind, sees, reads):
+def test_gradients_by_hand_are_those_of_autograd(kind, reads):
     known, data = ragged()
-    seen = policy.coordinates(known.lakes) if sees == "coordinates" else None
-    world = World([0, 3], known.singles, kind.fresh([0, 3], seen, 36))
+    world = World([0, 3], known.singles, kind.fresh([0, 3], 36))
     method = METHODS["asft"]()
     if reads != "path":
         data = policy.Data(data.states[:1], data.actions[:1], data.mask[:1])
@@ -78,11 +76,11 @@ def test_gradients_by_hand_are_those_of_autograd(kind, sees, reads):
 
 
 def test_the_gradient_of_sft_on_a_table_is_softmax_minus_onehot():
-    world = prepare("4x4", [0], kind=policy.Table)
+    world, table = prepare("4x4", [0]), policy.Table.fresh([0], 16)
     sft = METHODS["sft"]()
-    _, (gradient,), _ = policy.step(world.base, world.lakes, world.path, sft, "path", 0.0)
+    _, (gradient,), _ = policy.step(table, world.lakes, world.path, sft, "path", 0.0)
     wanted = torch.zeros(16, 4, dtype=torch.float64)
-    p, best = world.base.probabilities()[0], world.singles[0].best
+    p, best = table.probabilities()[0], world.singles[0].best
     for s, a in best:
         wanted[s] += (p[s] - torch.nn.functional.one_hot(torch.tensor(a), 4)) / len(best)
     torch.testing.assert_close(gradient[0], wanted)
@@ -92,13 +90,13 @@ def test_the_gradient_of_sft_on_a_table_is_softmax_minus_onehot():
 
 def test_ift_without_residual_and_without_propagation_walks_the_path_of_sft():
     world, data = ragged()
-    one = policy.Data(data.states[:1], data.actions[:1], data.mask[:1])
+    both = World(world.seeds, world.singles, world.base)
+    both.path = policy.Data(data.states[:1], data.actions[:1], data.mask[:1])
     stops = {"sft": [], "ift_simple": [], "oracle labels": []}
     for name, seen in stops.items():
-        def watch(_, p, seen=seen):
-            seen.append(p.probabilities())
-
-        train_row(world, find_row(name, 0.0), steps=6, lr=0.02, data=one, watch=watch)
+        for steps in range(7):
+            trained, _ = train_row(both, find_row(name, 0.0), steps=steps, lr=0.02)
+            seen.append(trained.probabilities())
     torch.testing.assert_close(stops["ift_simple"], stops["sft"], rtol=0, atol=0)
     torch.testing.assert_close(stops["oracle labels"], stops["sft"])
     assert not torch.equal(stops["sft"][0], stops["sft"][-1])
@@ -115,16 +113,6 @@ def test_seeds_side_by_side_train_as_if_alone(name, mazes):
     expected = measure(alone, single)
     for metric, x in measure(together, trained).items():
         torch.testing.assert_close(x[1:2], expected[metric], rtol=1e-5, atol=1e-8, equal_nan=True)
-
-
-def test_worlds_joined_train_as_if_apart():
-    apart = [prepare("two-path", [0, 1], base=base) for base in ("random", "noisy")]
-    for name in ("sft", "ift", "dpo"):
-        trained = []
-        for world in (join(apart), *apart):
-            policies, _ = train_row(world, find_row(name, 0.5), steps=6, lr=0.02)
-            trained.append(policies.probabilities())
-        torch.testing.assert_close(trained[0], torch.cat(trained[1:]), rtol=1e-7, atol=1e-9)
 
 
 def test_mixed_states_are_distributions_that_start_on_the_path():
@@ -145,12 +133,11 @@ def test_mixed_states_are_distributions_that_start_on_the_path():
 
 
 def test_a_table_taught_both_paths_copies_their_share():
-    world = prepare("two-path", [0], kind=policy.Table)
-    lake = world.singles[0]
+    lake = lakes.make(lakes.find("two-path"))
     data = policy.trajectories([[lake.best, lake.worse, lake.worse]])
     sft = METHODS["sft"]("seq_sum")
-    trained, _ = policy.train(world.base, world.lakes, data, sft, steps=500, lr=2.0,
-                              optimizer="sgd")
+    trained, _ = policy.train(policy.Table.fresh([0], 15), lakes.stack([lake]), data, sft,
+                              steps=500, lr=2.0, optimizer="sgd")
     assert trained.probabilities()[0, 0, lake.best[0][1]].item() == pytest.approx(1 / 3, abs=1e-3)
 
 
@@ -176,7 +163,7 @@ def test_the_nearest_optimal_policy_is_nearer_than_any_other():
         other = other / other.sum(-1, keepdim=True)
         assert ((p[0] - other)[lake.solvable] ** 2).mean() >= nearest - 1e-12
     tied = (lake.optimal / lake.optimal.sum(-1, keepdim=True).clamp(min=1)).double()
-    mixed = policy.Table(None, [(tied + 1e-12).log()[None]])
+    mixed = policy.Table([(tied + 1e-12).log()[None]])
     world.optimum = mixed
     assert measure(world, mixed)["mse_nearest"] < 1e-12
 
