@@ -36,14 +36,10 @@ class Flags:
     methods: str = setting(
         "sft,asft,dft,ift_eq21,ift_simple,ift,dpo,orpo", "minialign's methods separated by commas, "
         "or all; ift_eq21 is IFT's formula, ift its released weights, ift_simple the plain sum; "
-        "three controls always run")
+        "four controls always run")
     lam: float = setting(
         0.5, "IFT: share of the policy's own guess; half shows clearly what it does; the paper's "
         "language runs: 0.2", least=0.0, most=1.0)
-    guess: str = setting(
-        "expected", "IFT: where the policy's own action leads, averaged over its probabilities, "
-        "or its likeliest action alone (the paper leaves it open; its code for language takes "
-        "the likeliest)", choices=("expected", "greedy"))
     steps: int = setting(
         100, "full-batch training steps; enough for SFT to walk the demonstrated path",
         least=1, most=10_000)

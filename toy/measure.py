@@ -94,6 +94,7 @@ METRICS = {                     # the name in the JSON
     "states_visited": Metric("cells seen", 0, states_visited),
     "off_path_first": Metric("off path: first", None),
     "off_path_last": Metric("last step", None),
+    "labels_right": Metric("labels right", None),
 }
 MEANINGS = """\
 MSE           mean squared difference of action probabilities to the optimal policy,
@@ -104,7 +105,10 @@ success       exact chance to reach the goal from the start
 10 % noise    the same with every tenth action, on average, replaced by a random one
 right beside  share of the path's neighbours where the likeliest action is optimal
 cells seen    expected number of different cells in one walk
-off path      share of what the policy reads in training that is not on the demonstrated path"""
+off path      share of what the policy reads that is not the demonstrated state, at the first and
+              at the last training step
+labels right  share of those states, over the whole training, in which the demonstration's next
+              action is optimal; counted where the goal can still be reached"""
 
 
 def measure(world: World, policy: Table, *only: str) -> dict[str, Tensor]:
@@ -113,9 +117,14 @@ def measure(world: World, policy: Table, *only: str) -> dict[str, Tensor]:
     return {name: METRICS[name].measure(world, policy) for name in names}
 
 
-def ends(off_path: Tensor) -> dict[str, Tensor]:
-    """The first and the last row of the off-path shares (steps, N)."""
-    return {"off_path_first": off_path[0], "off_path_last": off_path[-1]}
+def read(judged: Tensor) -> dict[str, Tensor]:
+    """What was read off the path, from what the training judged of it, (steps, 3, N).
+
+    A seed that never left its path has no labels there: nan.
+    """
+    share, reachable, right = judged.unbind(1)                          # (steps, N)
+    return {"off_path_first": share[0], "off_path_last": share[-1],
+            "labels_right": right.sum(0) / reachable.sum(0)}
 
 
 # ------------------------------------------------------------------------------ in words

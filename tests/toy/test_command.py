@@ -38,7 +38,7 @@ def test_the_json_has_one_value_per_seed_and_does_not_change(hasty, tmp_path, ca
         assert all(len(values) == 2 for values in measured.values())
     pictures = {path.name for path in (tmp_path / "a").iterdir()}
     assert pictures == {"lake_maps.png", "lake_dots.png"}
-    assert " come" in capsys.readouterr().out
+    assert "Surely closer: " in capsys.readouterr().out
 
 
 def test_a_path_without_neighbours_is_null(monkeypatch):
@@ -103,7 +103,7 @@ def test_an_interrupt_exits_with_130(tmp_path):
 
 
 def test_the_study_of_labels_runs_and_returns_plain_numbers(hasty, tmp_path, capsys, monkeypatch):
-    few = ("sft", "ift_eq21", "ift", "neighbour noise", "oracle labels")
+    few = ("sft", "ift_simple", "ift", "neighbour noise", "oracle labels")
     monkeypatch.setattr(labels, "ROWS", few)
     quick = ["--study", "labels", "--seeds", "2", "--steps", "2"]
     assert main([*quick, "--out", str(tmp_path), "--json", str(tmp_path / "j.json")]) == 0
