@@ -36,7 +36,7 @@ class Flags:
     methods: str = setting(
         "sft,asft,dft,ift_eq21,ift_simple,ift,dpo,orpo", "minialign's methods separated by commas, "
         "or all; ift_eq21 is IFT's formula, ift its released weights, ift_simple the plain sum; "
-        "four controls always run")
+        "five controls always run")
     lam: float = setting(
         0.5, "IFT: share of the policy's own guess; half shows clearly what it does; the paper's "
         "language runs: 0.2", least=0.0, most=1.0)

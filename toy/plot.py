@@ -18,7 +18,7 @@ from toy.measure import interval
 from toy.rows import words
 
 OURS = {"ift_simple": "#8db600", "soft mix": "#b8860b",
-        "neighbour noise": "#b2abd2", "oracle labels": "#5e3c99"}
+        "neighbour noise": "#b2abd2", "oracle labels": "#5e3c99", "oracle soft": "#9970ab"}
 HOLE, GOAL, WRONG = "#27496d", "#f4c430", "#d62728"
 STEP = torch.tensor([[-1, 0], [0, 1], [1, 0], [0, -1]])     # (x, y) of left, down, right, up
 BOLD = {"fontsize": 11, "fontweight": "bold"}

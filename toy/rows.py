@@ -15,7 +15,7 @@ from toy.policy import Table, train
 from toy.world import World
 
 DEFAULT = tuple(Flags.methods.split(","))
-CONTROLS = ("soft mix", "sft x3", "neighbour noise", "oracle labels")
+CONTROLS = ("soft mix", "sft x3", "neighbour noise", "oracle labels", "oracle soft")
 IFTS = ("ift_eq21", "ift_simple", "ift")
 
 
@@ -34,7 +34,10 @@ class Row:
 
 
 def find_row(name: str, lam: float) -> Row:
-    """The row called `name`. IFT's residual reads the greedy guess, and so does the oracle row."""
+    """The row called `name`. IFT reads the greedy guess, and "oracle labels" follows it.
+
+    "soft mix" and "oracle soft" are the same pair with more exposure.
+    """
     if name == "ift":
         return Row(name, "ift", "IFT, released weights", {"lam": lam}, "greedy", lam)
     if name == "ift_simple":
@@ -50,6 +53,9 @@ def find_row(name: str, lam: float) -> Row:
         return Row(name, "sft", "neighbour noise", {}, "uniform", lam)
     if name == "oracle labels":
         return Row(name, "sft", "oracle labels", {"reduction": "seq_sum"}, "greedy", lam, True)
+    if name == "oracle soft":
+        hyper = {"reduction": "seq_sum"}
+        return Row(name, "sft", "oracle labels, soft mix", hyper, "soft", lam, True)
     return Row(name, name, name.upper())
 
 
