@@ -11,13 +11,6 @@ from minialign.verbs.flags import add_flags, exit_status
 from toy.flags import COMPARISON_ONLY, Flags
 
 
-def parse(argv: list[str] | None) -> Flags:
-    """The command line; argparse exits with status 2 on anything it does not know."""
-    parser = argparse.ArgumentParser("python -m toy", description=Flags.__doc__, allow_abbrev=False)
-    add_flags(parser, Flags)
-    return Flags(**vars(parser.parse_args(argv)))
-
-
 def run(flags: Flags) -> None:
     """Do what was asked for; the numbers also go to a file if --json names one."""
     began = time.time()
@@ -51,7 +44,9 @@ def plain(x):
 
 def main(argv: list[str] | None = None) -> int:
     """0 done, 1 failed, 2 bad usage, 130 interrupted."""
-    flags = parse(argv)
+    parser = argparse.ArgumentParser("python -m toy", description=Flags.__doc__, allow_abbrev=False)
+    add_flags(parser, Flags)
+    flags = Flags(**vars(parser.parse_args(argv)))
     return exit_status("toy", lambda: run(flags))
 
 

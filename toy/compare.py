@@ -17,7 +17,7 @@ from toy import lake, plot
 from toy.flags import Flags
 from toy.measure import MEANINGS, METRICS, interval, measure, read, results_table, spelled
 from toy.policy import Table
-from toy.rows import CONTROLS, IFTS, Row, choose, find_rows, train_row, words
+from toy.rows import CONTROLS, IFTS, Row, choose, find_row, train_row, words
 from toy.world import World, prepare
 
 SEEDS = 40
@@ -63,12 +63,13 @@ def train_all(world: World, names: list[str], flags: Flags) -> dict[str, Result]
     rates = [factor * flags.lr for factor in TUNING]
     nothing = torch.full((1, 3, len(world.seeds)), math.nan)
     results = {"base": Result(world.base, measure(world, world.base) | read(nothing))}
-    for row in tqdm(find_rows(flags, *names, *CONTROLS), "methods", leave=False):
-        policy, judged = train_row(world, row, **flags.training())
+    for name in tqdm([*names, *CONTROLS], "methods", leave=False):
+        row = find_row(name, flags.lam)
+        policy, judged = train_row(world, row, steps=flags.steps, lr=flags.lr)
         best = tune(tuning, row, rates, flags)
         tuned, _ = train_row(world, row, steps=flags.steps, lr=best)
-        results[row.name] = Result(policy, measure(world, policy) | read(judged), best,
-                                   measure(world, tuned))
+        results[name] = Result(policy, measure(world, policy) | read(judged), best,
+                               measure(world, tuned))
     return results
 
 
@@ -129,9 +130,14 @@ def draw_maps(world: World, results: dict[str, Result], folder: str) -> Path:
         return x.mean(0) if same else x[0]
 
     high = len(first.rows) / len(first.rows[0])
-    figure, (bare, *panels) = plot.grid(len(results) + 1, 2.5, 2.4 * high + 0.7)
+    across, down = 5, -(-(len(results) + 1) // 5)
+    size = (2.5 * across, (2.4 * high + 0.7) * down)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False)
+    bare, *panels = axes.flat
     plot.demonstrations(bare, first)
-    for axes, (name, result) in zip(panels, results.items(), strict=True):
+    for empty in panels[len(results) :]:
+        empty.axis("off")
+    for axes, (name, result) in zip(panels, results.items(), strict=False):
         p = result.policy.probabilities()
         shade = one_of(lake.seen(world.lakes, p))
         rate = one_of(result.measured["success_noise_0.1"])

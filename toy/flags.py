@@ -52,7 +52,3 @@ class Flags:
 
     def all_seeds(self) -> list[int]:
         return list(range(self.first_seed, self.first_seed + self.seeds))
-
-    def training(self) -> dict:
-        """How a row of the table is trained."""
-        return {"steps": self.steps, "lr": self.lr}

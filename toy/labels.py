@@ -15,7 +15,7 @@ from minialign.lab.plot import save
 from toy import plot
 from toy.flags import Flags
 from toy.measure import interval, measure, read, results_table, spelled
-from toy.rows import CONTROLS, IFTS, find_rows, train_row, words
+from toy.rows import CONTROLS, IFTS, find_row, train_row, words
 from toy.world import prepare
 
 SEEDS = 100
@@ -44,12 +44,13 @@ def run(flags: Flags) -> dict:
 def one_place(flags: Flags, place: str) -> dict[str, dict]:
     """One kind of lake: prints its table → every number."""
     world = prepare(place, flags.all_seeds(), base=BASE)
-    found, names = {}, {}
-    for row in tqdm(find_rows(flags, *ROWS), place, leave=False):
-        policy, judged = train_row(world, row, **flags.training())
-        found[row.name] = measure(world, policy, *MEASURED) | read(judged)
-        names[row.name] = row.words
+    found = {}
+    for name in tqdm(ROWS, place, leave=False):
+        row = find_row(name, flags.lam)
+        policy, judged = train_row(world, row, steps=flags.steps, lr=flags.lr)
+        found[name] = measure(world, policy, *MEASURED) | read(judged)
     print(f"{place}, {BASE} start, {flags.seeds} seeds from {flags.first_seed}, λ {flags.lam:g}")
+    names = {name: words(name) for name in ROWS}
     print(results_table(found, [*MEASURED, *READ], names), "", sep="\n")
     return found
 

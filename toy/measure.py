@@ -59,15 +59,12 @@ def success_noise(world: World, policy: Table) -> Tensor:
 
 
 def neighbour_accuracy(world: World, policy: Table) -> Tensor:
-    """Share of the path's neighbours where the likeliest action is optimal."""
+    """Share of the path's neighbours where the likeliest action is optimal; nan if there are none.
+    """
     likeliest = policy.probabilities().argmax(-1, keepdim=True)         # (N, S, 1)
-    return (world.lakes.optimal.gather(-1, likeliest)[..., 0] * beside(world)).sum(-1)
-
-
-def beside(world: World) -> Tensor:
-    """The path's neighbours as a distribution (N, S); nan (0/0) where there are none."""
+    right = world.lakes.optimal.gather(-1, likeliest)[..., 0]           # (N, S)
     neighbours = world.lakes.neighbours.double()
-    return neighbours / neighbours.sum(-1, keepdim=True)
+    return (right * (neighbours / neighbours.sum(-1, keepdim=True))).sum(-1)
 
 
 def states_visited(world: World, policy: Table) -> Tensor:
@@ -156,19 +153,17 @@ def spelled(gain: Tensor) -> str:
 
 
 def shown(x: Tensor, reference: Tensor | None = None, good: int | None = None) -> str:
-    """ "0.812±.004▲": mean, half-width, and how it compares to the reference."""
+    """ "0.812±.004▲": mean and half-width; then how the interval of the paired gain compares x to
+    the reference, ▲ better, ▼ worse, or ≠ where neither is good."""
     mean, half = interval(x)
     text = f"{mean:.3f}"
     if not math.isnan(half):
         text += f"±{half:.3f}".replace("±0.", "±.")
-    return text + (" " if reference is None else verdict(x - reference, good))
-
-
-def verdict(gain: Tensor, good: int) -> str:
-    """▲ or ▼ if the interval of the paired gain says better or worse, ≠ if neither is good."""
-    mean, half = interval(gain)
-    if math.isnan(half) or abs(mean) <= half:
-        return " "
+    if reference is None:
+        return text + " "
+    gain, doubt = interval(x - reference)
+    if math.isnan(doubt) or abs(gain) <= doubt:
+        return text + " "
     if good == 0:
-        return "≠"
-    return "▲" if good * mean > 0 else "▼"
+        return text + "≠"
+    return text + ("▲" if good * gain > 0 else "▼")

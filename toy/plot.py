@@ -107,17 +107,6 @@ def walk(positions: Tensor, rows: tuple[str, ...], color: str, folder, name: str
     return path
 
 
-def grid(n: int, width: float, height: float):
-    """A figure with n panels, at most five in a line, and its panels; places left stay empty."""
-    across = min(n, 5)
-    down = -(-n // across)
-    size = (width * across, height * down)
-    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False)
-    for empty in axes.flat[n:]:
-        empty.axis("off")
-    return figure, list(axes.flat[:n])
-
-
 # ------------------------------------------------------------------------------ over seeds
 
 def seeds(axes, measured: dict[str, Tensor], line: float | None = None) -> None:

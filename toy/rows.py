@@ -38,6 +38,8 @@ def find_row(name: str, lam: float) -> Row:
 
     "soft mix" and "oracle soft" are the same pair with more exposure.
     """
+    if name == "base":
+        return Row(name, "sft", "initial policy", effort=0)
     if name == "ift":
         return Row(name, "ift", "IFT, released weights", {"lam": lam}, "greedy", lam)
     if name == "ift_simple":
@@ -57,11 +59,6 @@ def find_row(name: str, lam: float) -> Row:
         hyper = {"reduction": "seq_sum"}
         return Row(name, "sft", "oracle labels, soft mix", hyper, "soft", lam, True)
     return Row(name, name, name.upper())
-
-
-def find_rows(flags: Flags, *names: str) -> list[Row]:
-    """The rows with these names, as the command line sets them."""
-    return [find_row(name, flags.lam) for name in names]
 
 
 def words(name: str) -> str:
