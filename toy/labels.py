@@ -22,7 +22,7 @@ SEEDS = 100
 PLACES, BASE = ("maze", "corridor"), "noisy"        # the maps, and the policy before alignment
 ROWS = ("sft", *IFTS, *CONTROLS, "asft", "dpo", "orpo")
 MEASURED = ("neighbour_accuracy", "mse_nearest", "success_noise_0.1", "mse", "success")
-READ = ("off_path_first", "off_path_last", "labels_right")
+READ = ("off_path_first", "off_path_mean", "off_path_last", "labels_right")
 
 
 def run(flags: Flags) -> dict:

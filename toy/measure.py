@@ -90,7 +90,8 @@ METRICS = {                     # the name in the JSON
     "neighbour_accuracy": Metric("right beside", 1, neighbour_accuracy),
     "states_visited": Metric("cells seen", 0, states_visited),
     "off_path_first": Metric("off path: first", None),
-    "off_path_last": Metric("last step", None),
+    "off_path_mean": Metric("mean", None),
+    "off_path_last": Metric("last", None),
     "labels_right": Metric("labels right", None),
 }
 MEANINGS = """\
@@ -102,8 +103,8 @@ success       exact chance to reach the goal from the start
 10 % noise    the same with every tenth action, on average, replaced by a random one
 right beside  share of the path's neighbours where the likeliest action is optimal
 cells seen    expected number of different cells in one walk
-off path      share of what the policy reads that is not the demonstrated state, at the first and
-              at the last training step
+off path      share of what the policy reads that is not the demonstrated state: at the first
+              training step, on average, and at the last
 labels right  share of those states, over the whole training, in which the demonstration's next
               action is optimal; counted where the goal can still be reached"""
 
@@ -120,7 +121,7 @@ def read(judged: Tensor) -> dict[str, Tensor]:
     A seed that never left its path has no labels there: nan.
     """
     share, reachable, right = judged.unbind(1)                          # (steps, N)
-    return {"off_path_first": share[0], "off_path_last": share[-1],
+    return {"off_path_first": share[0], "off_path_mean": share.mean(0), "off_path_last": share[-1],
             "labels_right": right.sum(0) / reachable.sum(0)}
 
 
