@@ -3,7 +3,8 @@
 Every side of a comparison is a process of its own, so that its peak memory is its own. Our sides
 run worker.py; a peer's side runs peers/peer.py in an interpreter that has the peer. They take
 turns, so that whatever else the machine does hits them alike. This process only asks and prints.
-It must not import torch, because the peak memory of a child process begins with its parent's.
+It computes nothing and imports no torch: where a process cannot reset the mark of its peak memory
+(outside Linux), a child's peak begins with its parent's.
 """
 
 import json

@@ -30,8 +30,8 @@ CACHE = Path("out") / "cache"
 # The files whose code runs while a base model is trained: a change in one of them trains it anew.
 PACKAGE = Path(__file__).parents[1]
 MADE_BY = (
-    "data.py", "hf/tokenizer.py", "lab/small.py", "lab/tasks.py", "logps.py", "methods/method.py",
-    "methods/sft.py", "model.py", "optim.py", "settings.py", "train.py",
+    "data.py", "hf/tokenizer.py", "hf/vocabulary.py", "lab/small.py", "lab/tasks.py", "logps.py",
+    "methods/method.py", "methods/sft.py", "model.py", "optim.py", "settings.py", "train.py",
 )
 
 

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from minialign.lab import studies
 from minialign.settings import setting
-from minialign.verbs.compare import chosen_methods
 
 EPILOG = f"studies:\n{studies.listing()}"      # what -h says behind the flags
 
@@ -34,5 +33,7 @@ def run(flags: Flags) -> None:
         if flags.name != "methods":
             raise ValueError("--methods means something to the study methods only; every other one "
                              "compares what its claim is about")
+        from minialign.verbs.compare import chosen_methods  # needs torch, and -h does not
+
         methods = chosen_methods(flags.methods)
     studies.run(names, flags.seeds, flags.first_seed, methods, flags.json, flags.out)

@@ -3,21 +3,22 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from minialign import METHODS
-from minialign.__main__ import BENCH_MODES, PRESETS, main
-from minialign.bench import compare, counts, peers, worker
+from minialign.__main__ import main
+from minialign.bench import counts, peers, worker
 from minialign.data import Example, collate
 from minialign.hf.folders import save_model
-from minialign.hf.shapes import PRESETS as SHAPES
+from minialign.hf.shapes import PRESETS
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.model import Config, Transformer
 from minialign.train import gradient, head_pass
+from minialign.verbs.bench import Flags
 
 TINY = Config(vocab_size=300, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_mlp=48, max_len=64)
 GPT2 = replace(TINY, norm="layer", pos="learned", mlp="gelu", bias=True)
@@ -56,7 +57,8 @@ def test_the_floor_of_a_token_reads_every_matrix_once():
 
 
 def test_the_names_on_the_command_line_are_the_names_there_are():
-    assert sorted(PRESETS) == sorted(SHAPES) and list(BENCH_MODES) == list(compare.MODES)
+    choices = {f.name: f.metadata.get("choices") for f in fields(Flags)}
+    assert choices["preset"] is PRESETS and choices["against"] is peers.NEEDED
     assert all(set(variants) <= set(METHODS) for variants in peers.VARIANTS.values())
     assert set(peers.VARIANTS) == set(peers.NEEDED)
 
