@@ -26,6 +26,7 @@ READ = ("off_path_first", "off_path_mean", "off_path_last", "labels_right")
 
 
 def run(flags: Flags) -> dict:
+    """Tables, sentences, a picture; returns what goes into the JSON file."""
     flags = replace(flags, seeds=flags.seeds or SEEDS)
     found, gains, said = {}, {}, []
     for place in PLACES:

@@ -59,8 +59,7 @@ def success_noise(world: World, policy: Table) -> Tensor:
 
 
 def neighbour_accuracy(world: World, policy: Table) -> Tensor:
-    """Share of the path's neighbours where the likeliest action is optimal; nan if there are none.
-    """
+    """Share of the path's neighbours where the likeliest action is optimal; nan without any."""
     likeliest = policy.probabilities().argmax(-1, keepdim=True)         # (N, S, 1)
     right = world.lakes.optimal.gather(-1, likeliest)[..., 0]           # (N, S)
     neighbours = world.lakes.neighbours.double()
