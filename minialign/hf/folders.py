@@ -4,6 +4,7 @@ Reading the tensors is told in weights.py, the tokenizer in tokenizer.py. Saving
 model or the new one, whenever it is interrupted. Nothing is downloaded here.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+PIECE, PIECES = 65_536, 16      # bytes of a file of weights that its digest reads at a time
 SAVING = ".saving"              # the folder inside a model folder in which save_model prepares it
 
 # --------------------------------------------------------------------------------------- loading
@@ -90,7 +92,7 @@ def load_weights(path: str | Path, config: Config, dtype: str, device: str) -> T
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    check_device(device)
+    device = check_device(device)
 
     # On the meta device a model has shapes and no memory; the tensors that are read become its own.
     folder = model_folder(path)
@@ -107,13 +109,51 @@ def load_weights(path: str | Path, config: Config, dtype: str, device: str) -> T
     return model
 
 
-def check_device(device: str) -> None:
-    """ValueError if nothing can be computed on this device."""
+def pick_device(device: str) -> str:
+    """What `auto` stands for here: cuda, else mps, else cpu. Any other name stands for itself."""
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def check_device(device: str) -> str:
+    """`pick_device`, tried. ValueError if nothing can be computed on this device."""
+    device = pick_device(device)
+    if device.startswith("cuda") and torch.version.cuda is None and torch.version.hip is None:
+        raise ValueError(
+            f"device {device!r} cannot be used here: this is torch {torch.__version__}, built "
+            "without CUDA; install a build for your GPU (pytorch.org/get-started/locally gives "
+            "the command), or give cpu")
     try:
         torch.zeros(1, device=device).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).splitlines()[0].partition(". ")[0]
         raise ValueError(f"device {device!r} cannot be used here ({why}); give cpu") from None
+    return device
+
+
+def model_digest(path: str | Path) -> str:
+    """A digest of a model's files, which changes with the model and costs no reading of it all.
+
+    The small files are read whole. Of the weights, every byte of which training changes, it is the
+    size and some pieces: the header at the beginning, and PIECES more up to the end.
+    """
+    folder = model_folder(path)
+    hashed = hashlib.sha256()
+    for file in [folder / "config.json", *sorted(tokenizer_files(folder))]:
+        hashed.update(file.read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        hashed.update(f"{file.name} {size}".encode())
+        with open(file, "rb") as weights:
+            for i in range(PIECES + 1):
+                weights.seek(max(0, size - PIECE) * i // PIECES)
+                hashed.update(weights.read(PIECE))
+    return hashed.hexdigest()[:16]
 
 
 # ---------------------------------------------------------------------------------------- saving
