@@ -15,16 +15,17 @@ LINE = "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 def bar(total: int, what: str, unit: str = "it", done: int = 0, stay: bool = True,
-        smoothing: float = 0.3):
+        smoothing: float = 0.3, delay: float = 0.0):
     """A bar to use in a `with` block: `update()` moves it, `set_postfix_str` writes behind it.
 
     done       how much of the total had been done before
     stay       leave the bar on the terminal when the block ends
     smoothing  the weight of the latest updates in the speed: 0 is the mean over the whole work
+    delay      seconds in which the bar is not shown yet
     """
     if sys.stderr.isatty():
         return tqdm(total=total, initial=done, desc=what, unit=unit, leave=stay,
-                    smoothing=smoothing)
+                    smoothing=smoothing, delay=delay)
     return Lines(total, what, unit, done)
 
 

@@ -15,6 +15,7 @@ CORE = (
     "files",
     "progress",
     "stats",
+    "rope",
     "model",
     "data",
     "logps",

@@ -19,6 +19,7 @@ from minialign.evaluate import answer_logps, marks
 from minialign.files import write_tensors, write_text
 from minialign.hf.datafiles import load_examples
 from minialign.verbs.checkpoint import finished_lines
+from minialign.verbs.flags import reading
 
 EVAL_EVERY = 50             # updates between two looks at held-out examples
 
@@ -91,7 +92,7 @@ def held_out_of(flags, tokenizer, max_len: int) -> HeldOut | None:
             raise ValueError("--eval-every and --keep-best look at held-out examples; give "
                              "--eval-data FILE too")
         return None
-    examples, _ = load_examples(flags.eval_data, tokenizer, max_len)
+    examples, _ = load_examples(flags.eval_data, tokenizer, max_len, **reading(flags))
     if not any(e.answers[0] for e in examples):
         raise ValueError(f"no row of {flags.eval_data} has a wanted answer to take marks from; "
                          "give another --eval-data")

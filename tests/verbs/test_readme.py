@@ -53,7 +53,7 @@ def added(tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "added", module)
     spec.loader.exec_module(module)
-    name, kind = re.search(r'`"(\w+)": (\w+)` in `METHODS`', text).groups()
+    name, kind = re.search(r'`"(\w+)": (\w+)` in', text).groups()
     monkeypatch.setitem(METHODS, name, getattr(module, kind))
     return name
 

@@ -241,8 +241,21 @@ def test_the_digest_of_a_model_changes_with_its_files(folder, tmp_path):
             before, content = model_digest(copy), file.read_bytes()
             file.write_bytes(content[:-3] + b"~" + content[-2:])
             assert model_digest(copy) != before, name
+    before = model_digest(copy)
     (copy / "README.md").write_text("hello")
-    assert model_digest(copy) == model_digest(copy)
+    assert model_digest(copy) == before
+
+
+def test_the_digest_of_an_adapter_is_that_of_both_its_folders(folder, pairs, tmp_path):
+    base = shutil.copytree(folder, tmp_path / "base")
+    words = ["--model", str(base), "--method", "sft", "--data", pairs, "--lora-rank", "2"]
+    assert main(["train", *words, "--out", str(tmp_path / "r")]) == 0
+    adapter = tmp_path / "r" / "adapter"
+    digests = {model_digest(base), model_digest(adapter)}
+    for changed in adapter / "adapter_model.safetensors", base / "model.safetensors":
+        changed.write_bytes(changed.read_bytes()[:-1] + b"~")
+        digests.add(model_digest(adapter))
+    assert len(digests) == 4
 
 
 # ------------------------------------------------------------------------- learning rate, device
