@@ -268,12 +268,8 @@ def run(flags: Flags) -> None:
     if adapters:
         lora.add_adapters(model, adapters.rank, adapters.alpha, adapters.targets, flags.seed)
     updates = recipe.updates(len(examples))
-    size = f"{len(examples)} examples, {truncated} truncated, {updates} updates"
-    print(f"{size}; {method}")
-    print(f"the first: {show_example(tokenizer, examples[0])}")
-    for remark in remarks(tokenizer, examples):
-        print(remark)
-    sys.stdout.flush()
+    print(f"{len(examples)} examples, {truncated} truncated, {updates} updates; {method}")
+    show_data(tokenizer, examples)
 
     # The model that training starts from is asked for what the method needs, unless an earlier
     # start of this run has stored the answer.
@@ -293,6 +289,14 @@ def run(flags: Flags) -> None:
     log = Log(out, start, updates, held_out, flags.tensorboard)
     train(model, method, examples, recipe, optimizer, flags.checkpoint_every, out, log)
     keep(model, tokenizer, adapters, flags, updates, held_out)
+
+
+def show_data(tokenizer, examples: list[Example]) -> None:
+    """What a reader of the output should see of the data before it is trained on."""
+    print(f"the first: {show_example(tokenizer, examples[0])}")
+    for remark in remarks(tokenizer, examples):
+        print(remark)
+    sys.stdout.flush()
 
 
 def train(
