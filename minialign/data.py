@@ -142,6 +142,9 @@ class Batch:
 def move(value, device):
     """A tensor, or all tensors of a Rows or a dict, on `device`; anything else as it is."""
     if isinstance(value, Tensor):
+        # Apple's GPUs have no float64. The log-probs there are float32, so nothing is lost.
+        if torch.device(device).type == "mps" and value.dtype == torch.float64:
+            value = value.float()
         return value.to(device)
     if isinstance(value, dict):
         return {name: move(x, device) for name, x in value.items()}

@@ -14,10 +14,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from minialign.data import Batch, Example, collate
 from minialign.model import wide
+from minialign.progress import tracked
 
 CHUNK_ELEMENTS = 2**24      # logits to work on at a time: 64 MB in float32
 
@@ -167,7 +167,7 @@ def add_reference(
     """
     todo = [e for e in examples if e.ref_logps is None or None in e.ref_logps]
     starts = range(0, len(todo), micro_batch)
-    for i in tqdm(starts, desc="reference", disable=not progress, leave=False):
+    for i in tracked(starts, "reference", show=progress):
         part = todo[i : i + micro_batch]
 
         # Ask for the answers whose log-prob is not known: all others count as absent.
@@ -176,7 +176,8 @@ def add_reference(
             known = e.ref_logps or [None] * len(e.answers)
             unknown = [a if l is None else [] for a, l in zip(e.answers, known, strict=True)]
             asked.append(replace(e, answers=unknown, ref_logps=None))
-        sums = batch_logps(model, collate(asked).to(model.head.device)).sum(-1).double()    # (A, B)
+        sums = batch_logps(model, collate(asked).to(model.head.device)).sum(-1)     # (A, B)
+        sums = sums.cpu().double()
 
         for e, new in zip(part, sums.T.tolist(), strict=True):
             known = e.ref_logps or [None] * len(e.answers)
