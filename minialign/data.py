@@ -70,7 +70,7 @@ class Rows:
 
     tokens: Tensor                  # (1, L) int
     positions: Tensor              # (1, L) int: each answer goes on counting where its prompt ended
-    texts: Tensor         # (X, M) int: X texts of prompt + answer, places on the row, padded with 0
+    texts: Tensor         # (X, M) int: X texts of prompt + answer, as places on the row
     y: Tensor                       # (A, B, T) int: the response tokens
     source: Tensor               # (A, B, T) int: the place on the row whose hidden state predicts y
     mask: Tensor                    # (A, B, T) bool: y is a token of an answer
@@ -83,7 +83,8 @@ class Batch:
 
     An answer whose mask is empty is absent. Only the mask must be given; a method that lacks
     something says so. Numbers that one method alone asks for go by name into `extra`:
-    `Batch(mask, kl_logps=…)` keeps them as `batch.extra["kl_logps"]`.
+    `Batch(mask, kl_logps=…)` keeps them as `batch.extra["kl_logps"]`. They belong to the whole
+    batch: `part` hands them on uncut.
     """
 
     mask: Tensor                            # (A, B, T) bool: this is a token of that answer

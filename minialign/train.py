@@ -121,7 +121,7 @@ def fused_pass(model, method: Method, batch: Batch) -> tuple[Tensor, Tensor, dic
 
 def gradient(model, method: Method, chosen: list[Example], micro_batch: int,
              pass_tokens: int | None = None) -> tuple[float, dict[str, float]]:
-    """Leave the exact gradient of one update's loss in `.grad`, in however many forward passes.
+    """Add the exact gradient of one update's loss to `.grad`, in however many forward passes.
 
     Returns the loss, and means: of the method's own numbers over examples, and over tokens
     "logp_wanted" and "logp_others", the log-probs of the wanted answers and of the others that the
@@ -228,7 +228,8 @@ class Recipe:
 class Diverged(FloatingPointError):
     """The loss or the gradient is no longer a finite number.
 
-    The parameters are still those before this update. What a method remembers, DFT's u, has moved
+    The parameters are still those before this update, unless they moved during it
+    (inside_backward). What a method remembers, DFT's u, has moved
     on: go back to the last checkpoint.
     """
 
@@ -257,7 +258,10 @@ def fit(
 
         # The gradient of the whole update. With inside_backward the parameters move while it is
         # computed.
-        with optimizer.inside_backward(lr) if recipe.inside_backward else nullcontext() as norms:
+        moving = nullcontext()
+        if recipe.inside_backward:
+            moving = optimizer.inside_backward(lr)
+        with moving as norms:
             loss, info = gradient(model, method, chosen, recipe.micro_batch, recipe.pass_tokens)
         if recipe.inside_backward:
             norm = float(torch.stack(norms).norm())
