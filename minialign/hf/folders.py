@@ -82,7 +82,7 @@ def load_weights(path: str | Path, config: Config, dtype: str, device: str) -> T
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    check_device(device)
+    device = check_device(device)
 
     # On the meta device a model has shapes and no memory; the tensors that are read become its own.
     folder = model_folder(path)
@@ -104,14 +104,32 @@ def load_weights(path: str | Path, config: Config, dtype: str, device: str) -> T
     return model
 
 
-def check_device(device: str) -> None:
-    """ValueError if nothing can be computed on this device."""
+def pick_device(device: str) -> str:
+    """What `auto` stands for here: cuda, else mps, else cpu. Any other name stands for itself."""
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def check_device(device: str) -> str:
+    """`pick_device`, tried. ValueError if nothing can be computed on this device."""
+    device = pick_device(device)
+    if device.startswith("cuda") and torch.version.cuda is None and torch.version.hip is None:
+        raise ValueError(
+            f"device {device!r} cannot be used here: this is torch {torch.__version__}, built "
+            "without CUDA; install a build for your GPU (pytorch.org/get-started/locally gives "
+            "the command), or give cpu")
     try:
         torch.zeros(1, device=device).sum().item()
     except Exception as error:
         # Every kind of device that torch does not have here raises an error of its own.
         why = str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(f"device {device!r} cannot be used here ({why}); give cpu") from None
+    return device
 
 
 def model_digest(path: str | Path) -> str:

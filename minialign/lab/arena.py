@@ -19,7 +19,6 @@ from multiprocessing.managers import SyncManager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from minialign.data import Batch, Example, collate
 from minialign.generate import answers
@@ -27,6 +26,7 @@ from minialign.lab import tasks
 from minialign.lab.small import STEPS, base_model, base_path
 from minialign.logps import batch_logps
 from minialign.methods import METHODS, Method, build_method
+from minialign.progress import bar
 from minialign.train import Recipe, fit
 
 RECIPE = Recipe(epochs=3, batch=32, micro_batch=32, lr=5e-4, negatives=2)
@@ -40,7 +40,8 @@ LONGEST = 8             # tokens of a drawn negative
 TOP_K = 50              # negatives are drawn among that many likeliest tokens
 
 # What `fit` reports of every method; the rest of a record are the method's own numbers.
-LOGGED = {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds"}
+LOGGED = {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds", "logp_wanted",
+          "logp_others"}
 
 
 @dataclass(frozen=True)
@@ -286,10 +287,10 @@ def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict
     results = {label: [{} for _ in seeds] for label in runs}
 
     context = multiprocessing.get_context("spawn")
-    bar = tqdm(total=total, desc="base models", unit="update", smoothing=0.02)
+    shown = bar(total, "base models", "update", smoothing=0.02)
     manager = SyncManager(ctx=context)
     manager.start(follow, (os.getpid(),))
-    with bar, manager:
+    with shown, manager:
         ticks = manager.Queue()
         not_workers = multiprocessing.active_children()         # the manager, and our caller's own
         workers = min(os.cpu_count() or 1, 8)
@@ -310,9 +311,9 @@ def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict
                     for name, run in runs.items():
                         waiting[pool.submit(run_job, seeds[s], run, cache, ticks)] = name, s
                 if all(base):
-                    bar.set_description("fine-tuning")
+                    shown.set_description("fine-tuning")
                 while not ticks.empty():
-                    bar.update(ticks.get())
+                    shown.update(ticks.get())
         finally:
             if waiting:
                 for process in multiprocessing.active_children():

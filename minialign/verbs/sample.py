@@ -7,11 +7,11 @@ interrupted can be continued, and no other one is.
 
 import hashlib
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from minialign.data import Example, collate
 from minialign.files import can_write, lock
@@ -20,6 +20,7 @@ from minialign.hf.encoding import encode_answer, encode_prompt
 from minialign.hf.jsonfiles import parse_object
 from minialign.hf.rows import as_answer, as_key, read_rows
 from minialign.logps import batch_logps
+from minialign.progress import bar
 from minialign.settings import setting
 from minialign.verbs.flags import ALL_TURNS, CHAT, COLUMNS, DTYPES, reading
 from minialign.verbs.models import digest_of, open_model
@@ -60,7 +61,7 @@ class Flags:
     batch: int = setting(16, "prompts at a time", least=1)
     seed: int = setting(0, "what the draws depend on", least=0, most=10**9)
     dtype: str = setting("float32", "the model's numbers", choices=DTYPES)
-    device: str = setting("cpu", "cpu, cuda, cuda:1, …")
+    device: str = setting("cpu", "cpu, cuda, cuda:1, mps, or auto: the best there is")
 
 
 def run(flags: Flags) -> None:
@@ -74,7 +75,7 @@ def run(flags: Flags) -> None:
 
     # The draws of a batch depend on all of it, so a pool is continued after its last whole batch.
     draw = digest(flags)
-    with open(out, "a", encoding="utf-8", newline="\n") as file:
+    with open(out, "a", encoding="utf-8", newline="\n") as file, ExitStack() as stack:
         lock(file.fileno(), out)
         lines = finished_rows(out, prompts, draw)
         done = len(lines)
@@ -82,7 +83,7 @@ def run(flags: Flags) -> None:
             done -= done % flags.batch
         file.truncate(sum(len(line) + 1 for line in lines[:done]))
 
-        bar = tqdm(total=len(prompts), initial=done, desc="sample", unit="prompt")
+        shown = stack.enter_context(bar(len(prompts), "sample", "prompt", done))
         for begin in range(done, len(prompts), flags.batch):
             here = slice(begin, begin + flags.batch)
             generator = torch.Generator(model.head.device)
@@ -93,8 +94,7 @@ def run(flags: Flags) -> None:
             for row in pool_rows(model, tokenizer, prompts[here], drawn, flags.system):
                 file.write(json.dumps({"draw": draw, **row}, ensure_ascii=False) + "\n")
             file.flush()
-            bar.update(len(prompts[here]))
-        bar.close()
+            shown.update(len(prompts[here]))
     print(f"{len(prompts)} prompts with {flags.k} answers each: {out}")
 
 
@@ -139,7 +139,7 @@ def score_pool(model, tokenizer, prompts: list, pools: list[Pool]) -> list[list[
             ids.append(encode_answer(tokenizer, prompt, as_answer(prompt, text), finished))
         examples.append(Example(i, encode_prompt(tokenizer, prompt), ids))
     batch = collate(examples).to(model.head.device)
-    sums = batch_logps(model, batch).sum(-1).double().T                 # (prompts, k)
+    sums = batch_logps(model, batch).sum(-1).cpu().double().T           # (prompts, k)
     if not sums.isfinite().all():
         raise FloatingPointError("the model's log-probs are not finite; its weights are damaged or "
                                  "overflow in this dtype")
