@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minialign.data import Example
-from minialign.files import write_json, write_tensors
+from minialign.files import clear_away, locked, write_json, write_tensors
+from minialign.hf.folders import finish_killed_save
 from minialign.hf.jsonfiles import parse_object, read_json
 from minialign.hf.rowfiles import check_regular
 from minialign.hf.weights import check_tensors
@@ -108,6 +109,16 @@ def digest(examples: list[Example], ref_logps: list) -> str:
 
 
 # ---------------------------------------------------------------------------- the same run
+
+
+def clear_run(out: Path) -> None:
+    """Remove what a killed start has left unfinished in a run folder and in those inside."""
+    clear_away(out)
+    clear_away(out / "adapter")
+    if (out / "model").is_dir():
+        with locked(out / "model"):
+            finish_killed_save(out / "model")
+            clear_away(out / "model")
 
 
 def fingerprint(path: str | None) -> str | None:

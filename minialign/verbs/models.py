@@ -36,11 +36,6 @@ def digest_of(name: str, seed: int = 0) -> str:
     return model_digest(name)
 
 
-def digest_of(name: str) -> str | None:
-    """What tells whether --model is still the same; None for the small GPT: its seed does."""
-    return None if name == SMALL else model_digest(name)
-
-
 def read_weights(name: str, config: Config, dtype: str, device: str, seed: int = 0) -> Transformer:
     """The model. The small GPT of a seed is trained first, in half a minute, unless cached."""
     if name != SMALL:

@@ -15,10 +15,10 @@ import torch
 
 from minialign.bench.sheet import Adapters, check_fits, load_of, parameters_of, sheet
 from minialign.data import Example
-from minialign.files import clear_away, locked, write_json
+from minialign.files import locked, write_json
 from minialign.hf import lora
 from minialign.hf.datafiles import load_examples, remarks, show_example
-from minialign.hf.folders import check_device, finish_killed_save, save_model
+from minialign.hf.folders import check_device, save_model
 from minialign.methods import METHODS, Method, build_method
 from minialign.optim import AdamW
 from minialign.progress import bar
@@ -26,6 +26,7 @@ from minialign.settings import bounds_in_words, setting
 from minialign.train import Recipe, build_optimizer, fit
 from minialign.verbs.checkpoint import (
     check_same_run,
+    clear_run,
     fingerprint,
     load_checkpoint,
     made_with,
@@ -246,16 +247,6 @@ def run(flags: Flags) -> None:
     with locked(out):
         clear_run(out)
         run_in(out, flags)
-
-
-def clear_run(out: Path) -> None:
-    """Remove what a killed start has left unfinished in a run folder and in those inside."""
-    clear_away(out)
-    clear_away(out / "adapter")
-    if (out / "model").is_dir():
-        with locked(out / "model"):
-            finish_killed_save(out / "model")
-            clear_away(out / "model")
 
 
 def run_in(out: Path, flags: Flags) -> None:
