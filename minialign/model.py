@@ -102,7 +102,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * F.rms_norm(x, x.shape[-1:], None, self.eps)
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
 
 def norm_layer(config: Config) -> nn.Module:
@@ -137,14 +137,24 @@ def rope_frequencies(config: Config) -> Tensor:
     return (1 - blend) * frequency / factor + blend * frequency
 
 
+def rotation_of(positions: Tensor, frequencies: Tensor, dtype: torch.dtype):
+    """What `rotate` turns tokens at `positions` (R, L) by: two tensors (R, L, 1, D)."""
+    angles = positions[:, :, None, None].float() * frequencies          # (R, L, 1, D/2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Queries or keys (R, L, H, D) turned by the angles of their positions, (R, L, 1, D/2).
+    """Queries or keys (R, L, H, D) turned by the angles of their positions.
 
     The product of a query and a key then depends on their distance alone (Su et al. 2021). Number i
-    turns together with number i + D/2, which is the pairing of Hugging Face's weights.
+    turns together with number i + D/2, which is the pairing of Hugging Face's weights:
+
+        (a, b) → (a cos − b sin, b cos + a sin)
+
+    Here `sin` (R, L, 1, D) has the minus sign already, and rolling x by half puts b before a.
     """
-    a, b = x.chunk(2, dim=-1)                                           # each (R, L, H, D/2)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)    # (R, L, H, D)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)    # (R, L, H, D)
 
 
 def window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -196,7 +206,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation, mask: Tensor | None, regroup, cache_entry) -> Tensor:
         """(R, L, C) → (R, L, C).
 
-        rotation     (cos, sin) of all tokens' angles, (R, L, 1, D/2) each; None: learned positions
+        rotation     (cos, sin) of all tokens' angles, (R, L, 1, D) each; None: learned positions
         mask         who may look at whom, True = may; None: plain causal attention
         regroup      (texts, first places), from rows to texts and back; None: every row is a text
         cache_entry  (cache, number of this layer, positions); None outside generation
@@ -208,9 +218,11 @@ class Attention(nn.Module):
         k = self.k_proj(x).view(R, L, -1, D)                            # (R, L, G, D)
         v = self.v_proj(x).view(R, L, -1, D)                            # (R, L, G, D)
 
-        # Rotary positions turn queries and keys, but not values.
+        # Rotary positions turn queries and keys, but not values: both at once, for a new token's
+        # time goes by the number of calls.
         if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
+            H, G = self.config.n_head, self.config.n_kv_head
+            q, k = rotate(torch.cat([q, k], 2), *rotation).split([H, G], 2)
 
         # Answers to one prompt stand behind it on one row. Here, and nowhere else in the network,
         # each of them gets a row to itself, with the prompt's queries, keys and values before it.
@@ -228,11 +240,18 @@ class Attention(nn.Module):
             cache, layer, positions = cache_entry
             k, v = cache.store(layer, positions, k, v)                  # (R, G, used, D) each
 
-        # Weigh the values. A single query comes last and sees everything: no causal mask for it.
-        causal = mask is None and q.shape[2] > 1
-        grouped = q.shape[1] != k.shape[1]
-        h = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
-        h = h.transpose(1, 2).flatten(2)                                # (R, L, H·D)
+        # Weigh the values. A single query comes last and sees everything, so the heads that share
+        # keys and values can stand for as many queries of one head: (R, G, H/G, D). Several queries
+        # with a mask would make torch copy keys and values for every head that shares them.
+        if q.shape[2] == 1:
+            q = q.unflatten(1, (k.shape[1], -1)).squeeze(3)             # (R, G, H/G, D)
+            h = F.scaled_dot_product_attention(q, k, v, mask)
+            h = h.flatten(1)[:, None]                                   # (R, 1, H·D)
+        else:
+            grouped = q.shape[1] != k.shape[1]
+            h = F.scaled_dot_product_attention(
+                q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
+            h = h.transpose(1, 2).flatten(2)                            # (R, L, H·D)
 
         # Back from texts to rows; then one vector per token from what all heads have found.
         if regroup is not None:
@@ -291,6 +310,10 @@ class Transformer(nn.Module):
         # layer, and compute the rest again during the backward pass.
         self.recompute = False
 
+        # Rotary frequencies, once they were needed. They are no buffer, since they stay float32
+        # and are in no file.
+        self.frequencies: Tensor | None = None
+
         # The network proper.
         self.model = nn.ModuleDict({
             "embed_tokens": embedding(config.vocab_size, config.d_model),
@@ -343,9 +366,9 @@ class Transformer(nn.Module):
         x          tokens (R, L) or embeddings (R, L, C)
         positions  (R, L) position ids; None counts 0, 1, 2, … along the row
         texts      (X, M) for answers that share their prompt's tokens (see data.py): which of the
-                   R·L tokens each text consists of, prompt first, right-padded with 0. A token sees
-                   what stands before it in its text; all but attention is computed once per token.
-                   None: every row is a text
+                   R·L tokens each text consists of, prompt first, right-padded with any of them. A
+                   token sees what stands before it in its text; all but attention is computed once
+                   per token. None: every row is a text
         cache      filled and read at `positions`; generation only, and not together with `texts`
         """
         # Tokens become embeddings. IFT comes with embeddings, which it has mixed itself.
@@ -362,9 +385,9 @@ class Transformer(nn.Module):
             x = x + self.model["embed_positions"](positions)            # (R, L, C)
             rotation = None
         else:
-            frequencies = rope_frequencies(self.config).to(x.device)    # (D/2,)
-            angles = positions[:, :, None, None].float() * frequencies  # (R, L, 1, D/2)
-            rotation = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+            if self.frequencies is None or self.frequencies.device != x.device:
+                self.frequencies = rope_frequencies(self.config).to(x.device)       # (D/2,)
+            rotation = rotation_of(positions, self.frequencies, x.dtype)
 
         # Who may look at whom: within each text, or at what the cache holds from earlier calls.
         regroup = None if texts is None else (texts, first_places(texts, R, L))

@@ -108,12 +108,23 @@ def load_weights(path: str | Path, config: Config, dtype: str, device: str) -> T
 
 
 def check_device(device: str) -> None:
-    """ValueError if nothing can be computed on this device."""
+    """Get a device ready; ValueError if it cannot compute what we do, float64 among it."""
     try:
-        torch.zeros(1, device=device).sum().item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, dtype=torch.float64, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         why = str(error).splitlines()[0].partition(". ")[0]
         raise ValueError(f"device {device!r} cannot be used here ({why}); give cpu") from None
+    if torch.device(device).type == "cuda":
+        choose_flash_attention()
+
+
+def choose_flash_attention() -> None:
+    """Keep cuDNN from computing attention, on every GPU of this process.
+
+    It plans anew for every shape, up to a second each time, and ours are ragged: most passes of
+    training have a shape of their own, and so has every generated token. Flash attention does not.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 # ---------------------------------------------------------------------------------------- saving
