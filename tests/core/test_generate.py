@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
+from minialign import generate
 from minialign.generate import answers, choose, room
 
 PROMPTS = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 0, 0, 0, 0], [11, 12, 13, 14, 15, 0, 0]])
@@ -44,7 +45,7 @@ def test_top_k_and_top_p_draw_only_among_the_likeliest():
     g = torch.Generator().manual_seed(0)
 
     def shares(temperature=1.0, top_k=None, top_p=None):
-        drawn = choose(logits, temperature, top_k, top_p, g)
+        drawn, _ = choose(logits, temperature, top_k, top_p, g)
         return torch.bincount(drawn, minlength=4) / 4000
 
     def check(drawn, expected):
@@ -58,15 +59,21 @@ def test_top_k_and_top_p_draw_only_among_the_likeliest():
     check(shares(temperature=0.5), [x / 0.365 for x in (0.25, 0.09, 0.0225, 0.0025)])
     assert (shares(top_k=2)[2:] == 0).all(), "not rarely: never"
     assert (shares(top_p=0.6)[2:] == 0).all(), "not rarely: never"
-    assert (choose(logits, 0, None, None, None) == 0).all()
+    assert (choose(logits, 0, None, None, None)[0] == 0).all()
 
 
 @pytest.mark.parametrize("top_k", [None, 2])
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_logits_that_are_no_numbers_are_refused(temperature, top_k):
+def test_logits_that_are_no_numbers_are_refused(model, monkeypatch, temperature, top_k):
     for odd in torch.nan, torch.inf:
-        with pytest.raises(FloatingPointError, match="not finite"):
-            choose(torch.tensor([[0.0, 1.0, 2.0], [0.0, odd, 1.0]]), temperature, top_k, None, None)
+        logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, odd, 1.0]])
+        largest = choose(logits, temperature, top_k, None, None)[1]
+        assert largest.isfinite().tolist() == [True, False]
+        model.head.data[7] = odd
+        for every in 1, 4, 100:
+            monkeypatch.setattr(generate, "CPU_LOOKS_EVERY", every)
+            with pytest.raises(FloatingPointError, match="not finite"):
+                model.generate(PROMPTS, 6, temperature, top_k, lengths=LENGTHS)
 
 
 def test_rows_of_one_length_generate_as_rows_of_several_do(any_model):
@@ -138,7 +145,7 @@ def test_answers_are_texts_up_to_the_stop_and_keep_the_space_before_their_first_
 
 def test_room_is_what_the_context_leaves_behind_the_longest_prompt(model):
     assert model.config.max_len == 64
-    assert room(model, [[1] * 10, [1] * 60], 100) == 4
-    assert room(model, [[1] * 10], 7) == 7
+    assert room(model.config, [[1] * 10, [1] * 60], 100) == 4
+    assert room(model.config, [[1] * 10], 7) == 7
     with pytest.raises(ValueError, match="a prompt of 64 tokens fills the model's context of 64"):
-        room(model, [[1] * 64], 1)
+        room(model.config, [[1] * 64], 1)
