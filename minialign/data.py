@@ -71,8 +71,8 @@ class Rows:
 
     tokens: Tensor                  # (1, L) int
     positions: Tensor              # (1, L) int: each answer goes on counting where its prompt ended
-    texts: Tensor               # (X, M) int: X texts of prompt + answer, as places on the row; what
-                                # is shorter than M begins again from its first place
+    texts: Tensor               # (X, M) int: X texts of prompt + answer, as places on the row; a
+                                    # short text begins anew, up to M places
     y: Tensor                       # (A, B, T) int: the response tokens
     source: Tensor               # (A, B, T) int: the place on the row whose hidden state predicts y
     mask: Tensor                    # (A, B, T) bool: y is a token of an answer
@@ -238,3 +238,21 @@ def lay_out(pairs: list[tuple[list[int], list[list[int]]]]) -> Rows:
     longest = max(map(len, texts))
     padded = torch.tensor([list(islice(cycle(text), longest)) for text in texts])
     return Rows(torch.tensor([tokens]), torch.tensor([positions]), padded, y, source, mask)
+
+
+# ------------------------------------------------------------------------ from rows to texts and back
+
+
+def gather_tokens(x: Tensor, numbers: Tensor) -> Tensor:
+    """Tokens of x (R, L, …) picked by `numbers` (a, b), which count through all rows: (a, b, …)."""
+    return x.flatten(0, 1).index_select(0, numbers.flatten()).unflatten(0, numbers.shape)
+
+
+def first_places(texts: Tensor, rows: int, length: int) -> Tensor:
+    """The way back from texts to rows: where in `texts` (X, M) each token occurs, (rows, length).
+
+    A prompt's tokens occur in several texts. All of them compute the same, so the first will do.
+    """
+    places = torch.arange(texts.numel(), device=texts.device)
+    nowhere = places.new_full((rows * length,), texts.numel())
+    return nowhere.scatter_reduce(0, texts.flatten(), places, "amin").view(rows, length)

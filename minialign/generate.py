@@ -193,11 +193,10 @@ def stream(model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0,
         # Look at the numbers only now and then.
         ends = step == max_new_tokens
         if ends or step % look_every == 0:
-            all_sound, all_stopped = torch.stack([sound.all(), stopped.all()]).tolist()
-            if not all_sound:
+            if not sound.all():
                 raise FloatingPointError("the model's logits are not finite; "
                                          "its weights are damaged or overflow in this dtype")
-            ends = ends or all_stopped
+            ends = ends or bool(stopped.all())
         yield new
         if ends:
             return

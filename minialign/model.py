@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minialign import generate as generation
+from minialign.data import first_places, gather_tokens
 from minialign.generate import Cache
 
 
@@ -138,7 +139,7 @@ def rope_frequencies(config: Config) -> Tensor:
 
 
 def rotation_of(positions: Tensor, frequencies: Tensor, dtype: torch.dtype):
-    """What `rotate` turns tokens at `positions` (R, L) by: two tensors (R, L, 1, D)."""
+    """(cos, sin) for `rotate`, (R, L, 1, D) each, for tokens at `positions` (R, L)."""
     angles = positions[:, :, None, None].float() * frequencies          # (R, L, 1, D/2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
@@ -148,11 +149,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Queries or keys (R, L, H, D) turned by the angles of their positions.
 
     The product of a query and a key then depends on their distance alone (Su et al. 2021). Number i
-    turns together with number i + D/2, which is the pairing of Hugging Face's weights:
-
-        (a, b) → (a cos − b sin, b cos + a sin)
-
-    Here `sin` (R, L, 1, D) has the minus sign already, and rolling x by half puts b before a.
+    turns together with number i + D/2, which is the pairing of Hugging Face's weights: a, b become
+    a cos − b sin, b cos + a sin. `sin` has the minus sign already; to roll x puts b before a.
     """
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)    # (R, L, H, D)
 
@@ -168,21 +166,6 @@ def window_mask(length: int, window: int | None, device: torch.device) -> Tensor
     distance = place[:, None] - place                                   # (query, key): how far back
     visible = (distance >= 0) & (distance < window)
     return visible[None, None]
-
-
-def gather_tokens(x: Tensor, numbers: Tensor) -> Tensor:
-    """Tokens of x (R, L, …) picked by `numbers` (a, b), which count through all rows: (a, b, …)."""
-    return x.flatten(0, 1).index_select(0, numbers.flatten()).unflatten(0, numbers.shape)
-
-
-def first_places(texts: Tensor, rows: int, length: int) -> Tensor:
-    """The way back from texts to rows: where in `texts` (X, M) each token occurs, (rows, length).
-
-    A prompt's tokens occur in several texts. All of them compute the same, so the first will do.
-    """
-    places = torch.arange(texts.numel(), device=texts.device)
-    nowhere = places.new_full((rows * length,), texts.numel())
-    return nowhere.scatter_reduce(0, texts.flatten(), places, "amin").view(rows, length)
 
 
 class Attention(nn.Module):
@@ -218,8 +201,7 @@ class Attention(nn.Module):
         k = self.k_proj(x).view(R, L, -1, D)                            # (R, L, G, D)
         v = self.v_proj(x).view(R, L, -1, D)                            # (R, L, G, D)
 
-        # Rotary positions turn queries and keys, but not values: both at once, for a new token's
-        # time goes by the number of calls.
+        # Rotary positions turn queries and keys, together and not one by one, but not values.
         if rotation is not None:
             H, G = self.config.n_head, self.config.n_kv_head
             q, k = rotate(torch.cat([q, k], 2), *rotation).split([H, G], 2)
@@ -240,18 +222,14 @@ class Attention(nn.Module):
             cache, layer, positions = cache_entry
             k, v = cache.store(layer, positions, k, v)                  # (R, G, used, D) each
 
-        # Weigh the values. A single query comes last and sees everything, so the heads that share
-        # keys and values can stand for as many queries of one head: (R, G, H/G, D). Several queries
-        # with a mask would make torch copy keys and values for every head that shares them.
-        if q.shape[2] == 1:
+        # Weigh the values. The heads of a single query that share keys and values stand for as many
+        # queries of one head: with a mask, torch might copy keys and values for each of them.
+        single = q.shape[2] == 1                                        # sees all that is there
+        if single:
             q = q.unflatten(1, (k.shape[1], -1)).squeeze(3)             # (R, G, H/G, D)
-            h = F.scaled_dot_product_attention(q, k, v, mask)
-            h = h.flatten(1)[:, None]                                   # (R, 1, H·D)
-        else:
-            grouped = q.shape[1] != k.shape[1]
-            h = F.scaled_dot_product_attention(
-                q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
-            h = h.transpose(1, 2).flatten(2)                            # (R, L, H·D)
+        causal, grouped = mask is None and not single, q.shape[1] != k.shape[1]
+        h = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
+        h = h.flatten(1)[:, None] if single else h.transpose(1, 2).flatten(2)       # (R, L, H·D)
 
         # Back from texts to rows; then one vector per token from what all heads have found.
         if regroup is not None:
@@ -310,8 +288,7 @@ class Transformer(nn.Module):
         # layer, and compute the rest again during the backward pass.
         self.recompute = False
 
-        # Rotary frequencies, once they were needed. They are no buffer, since they stay float32
-        # and are in no file.
+        # Rotary frequencies, once needed; no buffer, for they stay float32 and are in no file.
         self.frequencies: Tensor | None = None
 
         # The network proper.
@@ -408,10 +385,7 @@ class Transformer(nn.Module):
         return self.model["norm"](x)
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """(B, T) tokens → (B, T, V) float32 logits, all of them: for checks and lessons.
-
-        Training never builds them; see logps.py.
-        """
+        """(B, T) tokens → (B, T, V) float32 logits, for checks: training never builds them all."""
         return (self(tokens) @ self.head.T).float()
 
     def stream(self, tokens: Tensor, max_new_tokens: int, *choice, **more) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minialign import generate
 from minialign.generate import answers, choose, room
@@ -90,6 +91,65 @@ def test_the_same_seed_draws_the_same_text(model):
         return model.generate(PROMPTS, 6, 1.0, lengths=LENGTHS, generator=generator)
 
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
+
+
+@pytest.mark.parametrize("few", [1, 14, 10**6])
+def test_a_prompt_that_is_read_once_draws_what_its_copies_draw(any_model, monkeypatch, few):
+    """In whatever parts the prompts are read, and ragged or not."""
+    monkeypatch.setattr(generate, "READ_TOKENS", few)
+
+    def draw(tokens, lengths, repeat):
+        generator = torch.Generator().manual_seed(3)
+        return any_model.generate(
+            tokens, 6, 1.0, lengths=lengths, generator=generator, repeat=repeat)
+
+    for prompts, lengths in (PROMPTS, LENGTHS), (PROMPTS, None):
+        copies = None if lengths is None else lengths.repeat_interleave(4)
+        monkeypatch.setattr(generate, "READ_TOKENS", 10**6)
+        expected = draw(PROMPTS.repeat_interleave(4, 0), copies, 1)
+        monkeypatch.setattr(generate, "READ_TOKENS", few)
+        assert torch.equal(draw(prompts, lengths, 4), expected)
+
+
+def test_reading_prompts_holds_one_row_for_each(model, monkeypatch):
+    read = []
+    inside = model.model["layers"][0].mlp.register_forward_pre_hook(
+        lambda _, inputs: read.append(inputs[0].shape[0]))
+    model.generate(PROMPTS, 3, lengths=LENGTHS, repeat=5)
+    inside.remove()
+    assert read == [3, 15, 15]
+
+
+class Readings(TorchDispatchMode):
+    """Counts how often a number is read back from the device, which would have to wait for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        readers = "_local_scalar_dense", "is_nonzero", "equal", "nonzero"
+        self.count += func.overloadpacket.__name__ in readers
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("temperature, top_k, top_p", [(0, None, None), (0.7, 20, 0.9)])
+def test_looking_seldom_reads_little_and_changes_no_text(
+        any_model, monkeypatch, temperature, top_k, top_p):
+    """As a GPU does it: rows that have all stopped run on for a while, and nobody sees it."""
+    texts, readings = {}, {}
+    for every in 1, 16:
+        monkeypatch.setattr(generate, "CPU_LOOKS_EVERY", every)
+        for stop in (), tuple(range(0, 50, 3)):
+            draw = torch.Generator().manual_seed(0)
+            with Readings() as reading:
+                texts[every, stop] = any_model.generate(
+                    PROMPTS, 40, temperature, top_k, top_p, stop, LENGTHS, draw, repeat=2)
+            readings[every, stop] = reading.count
+    for stop in (), tuple(range(0, 50, 3)):
+        assert torch.equal(texts[1, stop], texts[16, stop])
+    at_the_door = 4                                                     # of lengths and shapes
+    assert readings[16, ()] <= at_the_door + 2 * 3 < 2 * 40 <= readings[1, ()]
 
 
 def test_learned_positions_end_where_they_end():
