@@ -4,7 +4,7 @@
 #
 # Everything in this repository is done to one kind of number, the log-probability of a token given those before it. Here you
 # train a small GPT from nothing, read these numbers off it, and add some up by hand. You need to know what a softmax is.
-# Fifteen minutes, half a minute of them computing. Keep `minialign/tasks.py` open beside it, later `minialign/data.py`.
+# Fifteen minutes, half a minute of them computing. Keep `minialign/lab/tasks.py` open beside it, later `minialign/data.py`.
 
 # %%
 import random

@@ -5,7 +5,7 @@
 # Everybody starts from the same small GPT, which has learnt the wrong rule for "9.11 or 9.9?" (lesson 01), with the same 256
 # questions, the same updates, the same learning rate; once with right labels, once with 30 % wrong ones. What is measured is
 # exact: the probability of the right answer on other questions. You need lessons 04 to 08. Twenty minutes, about one and a half
-# of them computing. Keep `minialign/arena.py` open beside it; `python -m minialign compare` is this race, four times as large.
+# of them computing. Keep `minialign/lab/arena.py` open beside it; `python -m minialign compare` is this race, four times as large.
 #
 # **Guess first.** Rank SFT, ASFT, DFT, IFT and DPO, once for right labels and once for noisy ones. And one more: on questions to
 # which the model has *always* known the answer ("9.2 or 9.55?"), who loses most by being trained? Write it down.

@@ -5,7 +5,7 @@
 # You load model folders that another library wrote and hold our logits against its own, take two DFT steps on a checkpoint (a
 # real one, if you have any: `python lessons/10_for_real.py MODEL_FOLDER`), and count what a training step of Llama-3-8B will hold
 # in memory before a byte of it is allocated. You need lesson 03's memory and lesson 06's DFT. Fifteen minutes, half a minute of
-# computing. Keep `minialign/load.py` and `minialign/memory.py` open beside it.
+# computing. Keep `minialign/hf/folders.py` and `minialign/bench/sheet.py` open beside it.
 #
 # **Guess first.** Llama-3-8B has 8 billion weights; in bfloat16 that is 16 GB. How many GB does a plain training step need, all
 # weights learning, AdamW? And of what is most of it? Write a number and a word down.

@@ -4,8 +4,8 @@ An `Example` is a prompt with its answers as token ids; answer 0 is the wanted o
 what a method weighs. Its `rows` are what the network reads. There is no padding token and no label
 −100: a mask says which token is a response token, that is, a token of an answer.
 
-Letters for shapes, here and everywhere: A answers to a prompt, B prompts, T tokens of the longest
-answer.
+Letters for shapes, here and everywhere: A answers to a prompt, K = A − 1 of them beside the wanted
+one, B prompts, T tokens of the longest answer, L tokens on a row, X texts of at most M tokens.
 """
 
 import math
@@ -63,7 +63,7 @@ class Counts:
 class Rows:
     """What the network reads, and which of its hidden states predicts which response token.
 
-    Everything stands on one row, nothing padded: each prompt once, and behind it all its answers.
+    Everything stands on one row, nothing padded: each prompt once, and after it all its answers.
     All that a token needs except attention can be computed on that row. Attention needs to know
     what belongs together: `texts` lists, for every answer, the places of its prompt and of its own
     tokens.
@@ -83,8 +83,8 @@ class Rows:
 class Batch:
     """B prompts with up to A answers each.
 
-    An answer whose mask is empty is absent. Everything but the mask is optional; a method that
-    misses something says so. Numbers that one method alone asks for go by name into `extra`:
+    An answer whose mask is empty is absent. Only the mask must be given; a method that lacks
+    something says so. Numbers that one method alone asks for go by name into `extra`:
     `Batch(mask, kl_logps=…)` keeps them as `batch.extra["kl_logps"]`.
     """
 
@@ -177,7 +177,7 @@ def collate(examples: list[Example], counts: Counts | None = None) -> Batch:
 def per_answer(lists: list[list[float | None] | None], A: int) -> Tensor | None:
     """A list of numbers per example → (A, B) float64, NaN for none; None if a list is missing.
 
-    Lists longer than A make a longer table, which a method that reads it refuses.
+    A list longer than A, a mistake, makes a longer table: a method that reads it refuses it.
     """
     if any(numbers is None for numbers in lists):
         return None
@@ -220,7 +220,7 @@ def lay_out(pairs: list[tuple[list[int], list[list[int]]]]) -> Rows:
             if not answer:              # absent
                 continue
 
-            # Behind it stands the answer without its last token, which nothing has to read.
+            # After the prompt stands the answer without its last token, which need not be read.
             n, begin = len(answer), len(tokens)
             tokens += answer[:-1]
             positions += range(P, P + n - 1)
@@ -238,21 +238,3 @@ def lay_out(pairs: list[tuple[list[int], list[list[int]]]]) -> Rows:
     longest = max(map(len, texts))
     padded = torch.tensor([list(islice(cycle(text), longest)) for text in texts])
     return Rows(torch.tensor([tokens]), torch.tensor([positions]), padded, y, source, mask)
-
-
-# ------------------------------------------------------------------------ from rows to texts and back
-
-
-def gather_tokens(x: Tensor, numbers: Tensor) -> Tensor:
-    """Tokens of x (R, L, …) picked by `numbers` (a, b), which count through all rows: (a, b, …)."""
-    return x.flatten(0, 1).index_select(0, numbers.flatten()).unflatten(0, numbers.shape)
-
-
-def first_places(texts: Tensor, rows: int, length: int) -> Tensor:
-    """The way back from texts to rows: where in `texts` (X, M) each token occurs, (rows, length).
-
-    A prompt's tokens occur in several texts. All of them compute the same, so the first will do.
-    """
-    places = torch.arange(texts.numel(), device=texts.device)
-    nowhere = places.new_full((rows * length,), texts.numel())
-    return nowhere.scatter_reduce(0, texts.flatten(), places, "amin").view(rows, length)

@@ -1,9 +1,9 @@
 """The vocabulary head: log-probs of given tokens from hidden states, and the way back.
 
-All the logits there are live in this file. `score` and `logit_gradient` are two of the three steps
-of training, which train.py puts together: score → weigh → push. `linear_logps` is the same
-mathematics as a differentiable function, for everything else. Both rest on two lines, for logits z
-and a target token y:
+Only the functions of this file make logits or turn them into gradients. `score` and
+`logit_gradient` are two of the three steps that train.py puts together: score → weigh → push.
+`linear_logps` is the same mathematics as a differentiable function, for everything else. Both rest
+on two lines, for logits z and a target token y:
 
     log-prob of y = z_y − logsumexp z            ∂(log-prob of y)/∂z = onehot(y) − softmax(z)
 
@@ -19,31 +19,31 @@ from tqdm import tqdm
 from minialign.data import Batch, Example, collate
 from minialign.model import wide
 
-CHUNK_ELEMENTS = 2**24      # logits alive at a time: 64 MB in float32
+CHUNK_ELEMENTS = 2**24      # logits to work on at a time: 64 MB in float32
 
 
 # ---------------------------------------------------------------------------- two steps of training
 
 
 def score(
-    hidden: Tensor, weight: Tensor, targets: Tensor, memory: Tensor | None = None
+    hidden: Tensor, head: Tensor, targets: Tensor, memory: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of the target tokens, and of all tokens.
 
     hidden   (N, C) hidden states, each of which predicts one target; no graph is built
-    weight   (V, C) the vocabulary head
+    head     (V, C) the vocabulary head
     targets  (N,) int
-    memory   (N, V) float32 or wider, to compute in: taking fresh memory costs as much as using it
+    memory   (N, V) float32 or wider, to compute in: allocating it takes as long as using it
     →        the targets' log-probs (N,), and log_p (N, V), in `memory` if that was given; both
              float32 or wider
     """
     if memory is None:
-        memory = wide(hidden.new_empty(0)).new_empty(len(hidden), len(weight))
+        memory = wide(hidden.new_empty(0)).new_empty(len(hidden), len(head))
     log_p = memory                                # (N, V): first the logits, then their log-softmax
     if log_p.dtype == hidden.dtype:
-        torch.mm(hidden, weight.T, out=log_p)
+        torch.mm(hidden, head.T, out=log_p)
     else:
-        log_p.copy_(hidden @ weight.T)           # bfloat16 products, summed in float32 from here on
+        log_p.copy_(hidden @ head.T)           # bfloat16 products, summed in float32 from here on
     torch.log_softmax(log_p, -1, out=log_p)
     return log_p.gather(1, targets[:, None])[:, 0], log_p
 
@@ -100,7 +100,7 @@ class LinearLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, chunk):
-        """Log-probs (N,) of the targets; no two chunks' logits are alive at a time."""
+        """Log-probs (N,) of the targets; no two chunks' logits are alive at the same time."""
         logps = torch.empty(len(hidden), dtype=wide(hidden[:0]).dtype, device=hidden.device)
         lse = torch.empty_like(logps)                               # logsumexp of each row's logits
         for i in range(0, len(hidden), chunk):
@@ -135,7 +135,7 @@ class LinearLogps(torch.autograd.Function):
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None
 
 
-# --------------------------------------------------------------------- what a model says of a batch
+# ------------------------------------------------------------------ what a model says about a batch
 
 
 def batch_logps(model, batch: Batch) -> Tensor:

@@ -1,8 +1,8 @@
-"""One decoder-only Transformer. GPT-2, Llama, Mistral, Qwen2 are values of `Config`, not classes.
+"""One decoder-only Transformer. GPT-2, Llama, Qwen and others are values of `Config`, not classes.
 
 It maps tokens (or embeddings) to hidden states and stops there: the vocabulary head, the expensive
-part of alignment, is in logps.py, and generation is in generate.py. There is no dropout here, no
-training loop, no loss, and nothing that reads files.
+part of alignment, is in logps.py, generation is in generate.py, and what rotary positions turn by
+is in rope.py. There is no dropout here, no training loop, no loss, and nothing that reads files.
 
 Shapes in the comments: R rows of L tokens, C the width, H heads of D numbers each, G heads that
 keep keys and values, F the width inside the MLP, V the vocabulary. Where several answers share the
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minialign import generate as generation
-from minialign.data import first_places, gather_tokens
 from minialign.generate import Cache
+from minialign.rope import rope_frequencies, rope_rotation, rotate
 
 
 @dataclass(frozen=True)
@@ -37,24 +37,33 @@ class Config:
     max_len: int = 1024                # positions the model was built for
     norm: str = "rms"                  # "rms" | "layer"
     norm_eps: float = 1e-5
+    norm_after: bool = False           # what attention and MLP add is normalised, and not what they
+                                       # read (OLMo-2)
+    qk_norm: str | None = None         # RMS norm of queries and keys: "head" by head (Qwen3), or
+                                       # "all" heads of a token together (OLMo-2)
     pos: str = "rope"                  # "rope" | "learned"
     rope_theta: float = 10_000.0
     rope_scaling: tuple | None = None  # ("linear", factor), or ("llama3", factor, low_freq_factor,
-                                       # high_freq_factor, old_max_len)
+                                       # high_freq_factor, old_max_len), or ("yarn", factor,
+                                       # beta_fast, beta_slow, old_max_len, attention_factor)
+    no_rope: tuple[int, ...] = ()      # layers, counted from 0, that turn nothing (SmolLM3)
     mlp: str = "swiglu"                # "swiglu" | "gelu" (the tanh form of GPT-2)
     bias: bool = False                 # in every linear layer of the blocks
-    qkv_bias: bool = False             # in q, k, v only (Qwen2); implied by bias
+    qkv_bias: bool = False             # in q, k and v (Qwen2); implied by bias
+    o_bias: bool = False               # in attention's last layer; implied by bias
     tie: bool = False                  # the head is the embedding table
     window: int | None = None          # a query sees the last `window` positions, itself included
                                        # (Mistral v0.1); None = all of them
 
     def __post_init__(self):
-        # Each switch has two positions.
-        switches = {"norm": ("rms", "layer"), "pos": ("rope", "learned"), "mlp": ("swiglu", "gelu")}
+        # Each switch has a few positions.
+        switches = {"norm": ("rms", "layer"), "pos": ("rope", "learned"),
+                    "mlp": ("swiglu", "gelu"), "qk_norm": (None, "head", "all")}
         for name, allowed in switches.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise ValueError(f"Config.{name} is {value!r}; choose one of {', '.join(allowed)}")
+                known = ", ".join(map(str, allowed))
+                raise ValueError(f"Config.{name} is {value!r}; choose one of {known}")
 
         # Numbers left out follow from the others. The dataclass is frozen, hence __setattr__.
         if self.n_kv_head is None:
@@ -113,48 +122,6 @@ def norm_layer(config: Config) -> nn.Module:
     return nn.LayerNorm(config.d_model, config.norm_eps)
 
 
-def rope_frequencies(config: Config) -> Tensor:
-    """By what angle each pair of numbers turns from one position to the next, (D/2,) float32.
-
-    Pair i turns by θ^(−2i/D): the first pairs turn fast, the last ones slowly. Models whose context
-    was stretched after training rescale these angles.
-    """
-    D = config.d_head
-    exponents = torch.arange(0, D, 2, dtype=torch.int64).float() / D    # (D/2,)
-    frequency = 1.0 / config.rope_theta**exponents                      # (D/2,)
-    if config.rope_scaling is None:
-        return frequency
-
-    # Linear scaling squeezes the longer context into the old one.
-    kind, factor, *rest = config.rope_scaling
-    if kind == "linear":
-        return frequency / factor
-
-    # Llama 3.1: waves longer than the old context are slowed by `factor`, short ones are kept as
-    # they are, and those between are blended.
-    low, high, old_len = rest
-    wavelength = 2 * math.pi / frequency
-    blend = ((old_len / wavelength - low) / (high - low)).clamp(0, 1)   # (D/2,), 1 = keep as it is
-    return (1 - blend) * frequency / factor + blend * frequency
-
-
-def rotation_of(positions: Tensor, frequencies: Tensor, dtype: torch.dtype):
-    """(cos, sin) for `rotate`, (R, L, 1, D) each, for tokens at `positions` (R, L)."""
-    angles = positions[:, :, None, None].float() * frequencies          # (R, L, 1, D/2)
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Queries or keys (R, L, H, D) turned by the angles of their positions.
-
-    The product of a query and a key then depends on their distance alone (Su et al. 2021). Number i
-    turns together with number i + D/2, which is the pairing of Hugging Face's weights: a, b become
-    a cos − b sin, b cos + a sin. `sin` has the minus sign already; to roll x puts b before a.
-    """
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)    # (R, L, H, D)
-
-
 def window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
     """Who may look at whom in a text of `length` tokens: bool (1, 1, length, length), True = may.
 
@@ -166,6 +133,23 @@ def window_mask(length: int, window: int | None, device: torch.device) -> Tensor
     distance = place[:, None] - place                                   # (query, key): how far back
     visible = (distance >= 0) & (distance < window)
     return visible[None, None]
+
+
+def gather_tokens(x: Tensor, numbers: Tensor) -> Tensor:
+    """Tokens of x (R, L, …) picked by `numbers` (a, b), which count through all rows: (a, b, …)."""
+    return x.flatten(0, 1).index_select(0, numbers.flatten()).unflatten(0, numbers.shape)
+
+
+def first_places(texts: Tensor, rows: int, length: int) -> Tensor:
+    """The way back from texts to rows: where in `texts` (X, M) each token occurs, (rows, length).
+
+    A prompt's tokens occur in several texts. All of them compute the same, so the first will do.
+    What pads `texts` on the right comes after a real occurrence of the same token, and every token
+    of a row is in some text.
+    """
+    places = torch.arange(texts.numel(), device=texts.device)
+    nowhere = places.new_full((rows * length,), texts.numel())
+    return nowhere.scatter_reduce(0, texts.flatten(), places, "amin").view(rows, length)
 
 
 class Attention(nn.Module):
@@ -184,12 +168,16 @@ class Attention(nn.Module):
         self.q_proj = Linear(C, config.n_head * D, bias=qkv_bias)
         self.k_proj = Linear(C, config.n_kv_head * D, bias=qkv_bias)
         self.v_proj = Linear(C, config.n_kv_head * D, bias=qkv_bias)
-        self.o_proj = Linear(config.n_head * D, C, bias=config.bias)
+        self.o_proj = Linear(config.n_head * D, C, bias=config.bias or config.o_bias)
+        if config.qk_norm:
+            together = config.qk_norm == "all"
+            self.q_norm = RMSNorm(config.n_head * D if together else D, config.norm_eps)
+            self.k_norm = RMSNorm(config.n_kv_head * D if together else D, config.norm_eps)
 
     def forward(self, x: Tensor, rotation, mask: Tensor | None, regroup, cache_entry) -> Tensor:
         """(R, L, C) → (R, L, C).
 
-        rotation     (cos, sin) of all tokens' angles, (R, L, 1, D) each; None: learned positions
+        rotation     (cos, sin) of all tokens' angles, (R, L, 1, D) each; None: nothing turns
         mask         who may look at whom, True = may; None: plain causal attention
         regroup      (texts, first places), from rows to texts and back; None: every row is a text
         cache_entry  (cache, number of this layer, positions); None outside generation
@@ -197,9 +185,14 @@ class Attention(nn.Module):
         # One query, key and value per head from each token.
         R, L, _ = x.shape
         D = self.config.d_head
-        q = self.q_proj(x).view(R, L, -1, D)                            # (R, L, H, D)
-        k = self.k_proj(x).view(R, L, -1, D)                            # (R, L, G, D)
-        v = self.v_proj(x).view(R, L, -1, D)                            # (R, L, G, D)
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)        # (R, L, H·D or G·D)
+        if self.config.qk_norm == "all":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = q.view(R, L, -1, D)                                         # (R, L, H, D)
+        k = k.view(R, L, -1, D)                                         # (R, L, G, D)
+        v = v.view(R, L, -1, D)                                         # (R, L, G, D)
+        if self.config.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
 
         # Rotary positions turn queries and keys, together and not one by one, but not values.
         if rotation is not None:
@@ -263,16 +256,27 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then the MLP. Each reads the stream normalised, and adds to it."""
+    """One layer: attention, then the MLP. Each reads the stream normalised, and adds to it.
+
+    With `norm_after` they read the stream as it is, and what they add is normalised.
+    """
 
     def __init__(self, config: Config):
         super().__init__()
-        self.input_layernorm = norm_layer(config)
+        self.norm_after = config.norm_after
+        if not self.norm_after:
+            self.input_layernorm = norm_layer(config)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = norm_layer(config)
         self.mlp = MLP(config)
+        if self.norm_after:
+            self.post_feedforward_layernorm = norm_layer(config)
 
     def forward(self, x: Tensor, rotation, mask: Tensor | None, regroup, cache_entry) -> Tensor:
+        if self.norm_after:
+            found = self.self_attn(x, rotation, mask, regroup, cache_entry)
+            x = x + self.post_attention_layernorm(found)
+            return x + self.post_feedforward_layernorm(self.mlp(x))     # (R, L, C)
         x = x + self.self_attn(self.input_layernorm(x), rotation, mask, regroup, cache_entry)
         return x + self.mlp(self.post_attention_layernorm(x))           # (R, L, C)
 
@@ -356,15 +360,15 @@ class Transformer(nn.Module):
             raise ValueError(f"embeddings are {C} wide, this model is {self.config.d_model} wide")
 
         # Positions: GPT-2 adds a learned vector to every token, the others turn queries and keys.
+        rotation = None
         if positions is None:
             positions = torch.arange(L, device=x.device).expand(R, L)   # (R, L)
         if self.config.pos == "learned":
             x = x + self.model["embed_positions"](positions)            # (R, L, C)
-            rotation = None
         else:
             if self.frequencies is None or self.frequencies.device != x.device:
                 self.frequencies = rope_frequencies(self.config).to(x.device)       # (D/2,)
-            rotation = rotation_of(positions, self.frequencies, x.dtype)
+            rotation = rope_rotation(self.config, self.frequencies, positions, x.dtype)
 
         # Who may look at whom: within each text, or at what the cache holds from earlier calls.
         regroup = None if texts is None else (texts, first_places(texts, R, L))
@@ -377,11 +381,12 @@ class Transformer(nn.Module):
         # The layers, one after the other.
         for number, layer in enumerate(self.model["layers"]):
             entry = None if cache is None else (cache, number, positions)
+            here = None if number in self.config.no_rope else rotation
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rotation, mask, regroup, entry,
+                x = checkpoint(layer, x, here, mask, regroup, entry,
                                use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, rotation, mask, regroup, entry)            # (R, L, C)
+                x = layer(x, here, mask, regroup, entry)                # (R, L, C)
         return self.model["norm"](x)
 
     def logits(self, tokens: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ are all there is:
     weigh    log-probs → the loss and one weight per token: the method, arithmetic by hand
     push     weights → ∂loss/∂logits = weights · (softmax − onehot) → head and network
 
-`head_pass` is these three steps, `fused_pass` puts the network before and behind them, `gradient`
+`head_pass` is these three steps, `fused_pass` adds the network before and after them, `gradient`
 adds up the forward passes of one update, and `fit` is the loop over updates. What makes a run
 survive an interrupt (files, checkpoints, resuming) is verbs/train.py.
 """
@@ -39,9 +39,9 @@ def head_pass(states: Tensor, head: Tensor, method: Method, batch: Batch, learn_
     head     (V, C) the vocabulary head, detached
     →        loss (), logps (A, B, T), info {name: (B,)}, d_states (L, C), d_head (V, C) or None
 
-    Examples go through a few at a time, so that few logits are ever alive, and nothing is computed
-    twice. This is exact because an example's weights depend on that example alone and on counts
-    known beforehand.
+    Examples go through a few at a time, so that few logits are ever alive, and no logit is computed
+    twice. This is exact because an example's weights depend on that example alone and on what is
+    known beforehand: the counts, and whatever the method's `prepare` found out (KTO's drift).
     """
     parts = split_by_logits(batch, len(head))
     d_states = torch.zeros_like(states, dtype=wide(states[:0]).dtype)                   # (L, C)
@@ -63,8 +63,8 @@ def head_pass(states: Tensor, head: Tensor, method: Method, batch: Batch, learn_
         # Weigh: the method turns them into its loss and one weight per token, by hand.
         part_loss, weights, info = method.weigh(logps, part)                         # (), (A, b, T)
 
-        # Push: a weight is the whole gradient at its token's logits. Logits are h · headᵀ, so the
-        # gradient goes on to each factor through the other one. Then the logits are forgotten.
+        # Push: weights · (softmax − onehot) is the gradient at the logits. Logits are h · headᵀ, so
+        # it goes on to each factor through the other one. Then the logits are forgotten.
         d_logits = logit_gradient(log_p, targets, weights[mask]).to(head.dtype)         # (N, V)
         d_states.index_add_(0, source, (d_logits @ head).to(d_states.dtype))
         if learn_head and d_head.dtype == d_logits.dtype:
@@ -81,7 +81,10 @@ def head_pass(states: Tensor, head: Tensor, method: Method, batch: Batch, learn_
 
 
 def split_by_logits(batch: Batch, V: int) -> list[Batch]:
-    """Cut a batch into runs of examples with up to CHUNK_ELEMENTS logits; no example is cut."""
+    """Cut a batch into runs of examples with up to CHUNK_ELEMENTS logits together.
+
+    An example is never cut: one that has more logits by itself goes alone.
+    """
     cuts, held = [0], 0
     for b, tokens in enumerate(batch.mask.sum((0, 2)).tolist()):
         held += tokens * V
@@ -246,14 +249,14 @@ def fit(
 
         # The gradient of the whole update. With inside_backward the parameters move while it is
         # computed.
-        with optimizer.inside_backward(lr) if recipe.inside_backward else nullcontext() as lengths:
+        with optimizer.inside_backward(lr) if recipe.inside_backward else nullcontext() as norms:
             loss, info = gradient(model, method, chosen, recipe.micro_batch, recipe.pass_tokens)
         if recipe.inside_backward:
-            norm = float(torch.stack(lengths).norm())
+            norm = float(torch.stack(norms).norm())
         else:
             norm = float(optimizer.gradient_norm())
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            hint = "the model or the data are at fault, or their dtype"
+            hint = "the model, the data or their dtype is at fault"
             if step > 0:
                 hint = "a lower learning rate may help"
             raise Diverged(f"update {step + 1}: loss {loss}, gradient norm {norm} ({hint}); "

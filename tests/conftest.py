@@ -21,6 +21,10 @@ SHAPES = {
     "qwen2": {"n_kv_head": 1, "qkv_bias": True, "tie": True},
     "gpt2": {"norm": "layer", "pos": "learned", "mlp": "gelu", "bias": True, "tie": True},
     "llama3": {"n_kv_head": 2, "d_head": 12, "rope_scaling": ("llama3", 8.0, 1.0, 4.0, 16)},
+    "qwen3": {"n_kv_head": 2, "d_head": 12, "qk_norm": "head",
+              "rope_scaling": ("yarn", 4.0, 32.0, 1.0, 16, 1.2)},
+    "smollm3": {"n_kv_head": 2, "tie": True, "no_rope": (1,)},
+    "olmo2": {"n_kv_head": 2, "qk_norm": "all", "norm_after": True},
 }
 
 

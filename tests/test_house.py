@@ -14,6 +14,7 @@ CORE = (
     "settings",
     "files",
     "stats",
+    "rope",
     "model",
     "data",
     "logps",

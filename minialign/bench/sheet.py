@@ -109,6 +109,8 @@ def layer_bytes(config: Config, b: int, load: Load) -> int:
     attention = b * (2 * heads + 2 * kv) + 4 * config.n_head    # q, k, v, output, and a logsumexp
     mlp = 4 if config.mlp == "swiglu" else 2    # gate, silu(gate), up, product; or up and gelu(up)
     rest = 2 * norm_bytes(config, b) + b * heads + b * mlp * config.d_mlp
+    if config.qk_norm:
+        rest += (4 + b) * (heads + kv)          # q and k before their norms, once more in float32
     return load.attended * attention + load.tokens * rest
 
 

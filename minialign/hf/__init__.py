@@ -9,7 +9,7 @@ _HOME = {
     "load_model": "folders",
     "save_model": "folders",
     "read_config": "folders",
-    "model_folder": "folders",
+    "model_folder": "places",
     "load_weights": "folders",
     "load_tokenizer": "tokenizer",
     "load_examples": "datafiles",

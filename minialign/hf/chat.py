@@ -5,6 +5,7 @@ A template is a program from somewhere else, so it runs in Jinja's sandbox.
 
 import json
 from datetime import datetime
+from functools import lru_cache
 
 from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -38,6 +39,7 @@ def strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
+@lru_cache
 def compile_template(source: str) -> Template:
     """A template with the settings, the filter and the functions that templates are written for."""
     environment = ImmutableSandboxedEnvironment(

@@ -1,9 +1,10 @@
 """What model folders call things: config.json ⇄ Config, and GPT-2's tensors ⇄ ours.
 
-The families are llama, mistral, qwen2 and gpt2. Every number is read, none is assumed, and what we
-do not compute is refused by name. This file knows dictionaries only: no files and no models.
+The families are those of FAMILIES. Every number is read, none is assumed, and what we do not
+compute is refused by name. This file knows dictionaries only: no files and no models.
 """
 
+import math
 import re
 from dataclasses import replace
 
@@ -11,6 +12,10 @@ import torch
 from torch import Tensor
 
 from minialign.model import Config
+
+# What model_type says, and how transformers spells it in the names of its classes.
+FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3",
+            "smollm3": "SmolLM3", "olmo2": "Olmo2", "gpt2": "GPT2"}
 
 # ------------------------------------------------------------------------- config.json → Config
 
@@ -22,7 +27,7 @@ def config_from_hf(raw: dict) -> Config:
     mathematics. The only keys that may be absent are those where a wrong guess could not get past
     the names and shapes of the tensors: head_dim, num_key_value_heads, n_inner, biases and ties.
     """
-    one_of(raw, "model_type", "llama", "mistral", "qwen2", "gpt2")
+    one_of(raw, "model_type", *FAMILIES)
     one_of(raw, "tie_word_embeddings", True, False, None)
     for key in ("quantization_config", "attn_logit_softcapping", "final_logit_softcapping"):
         if raw.get(key) is not None:
@@ -49,15 +54,16 @@ def gpt2_config(raw: dict) -> Config:
 
 
 def rotary_config(raw: dict) -> Config:
-    """Llama, Mistral and Qwen2: rotary positions, RMS norm, SwiGLU."""
+    """All others: rotary positions, RMS norm, SwiGLU."""
     family = raw["model_type"]
     one_of(raw, "hidden_act", "silu", "swish")
 
-    # Qwen2 always has a bias in q, k and v, Mistral has none. Llama's two keys must agree.
-    bias = family == "llama" and bool(raw.get("mlp_bias"))
-    if family == "llama" and bool(raw.get("attention_bias")) != bias:
-        raise ValueError("attention_bias and mlp_bias differ, which is not supported: "
-                         "biases are everywhere or nowhere")
+    # Qwen2 always has a bias in q, k and v, Mistral has none, and the others' files say it.
+    attention_bias = bool(raw.get("attention_bias")) and family not in ("mistral", "qwen2")
+    bias = bool(raw.get("mlp_bias")) and family in ("llama", "smollm3")
+    if bias and not attention_bias:
+        raise ValueError("mlp_bias without attention_bias is not supported")
+    some_bias = attention_bias and not bias
 
     rope_theta, rope_scaling = read_rope(raw)
     return Config(
@@ -67,7 +73,9 @@ def rotary_config(raw: dict) -> Config:
         d_model=integer(raw, "hidden_size"), d_head=integer_or_none(raw, "head_dim"),
         d_mlp=integer(raw, "intermediate_size"), norm_eps=number(raw, "rms_norm_eps"),
         rope_theta=rope_theta, rope_scaling=rope_scaling, window=read_window(raw),
-        bias=bias, qkv_bias=family == "qwen2", tie=bool(raw.get("tie_word_embeddings")),
+        bias=bias, qkv_bias=some_bias or family == "qwen2", o_bias=some_bias,
+        qk_norm={"qwen3": "head", "olmo2": "all"}.get(family), norm_after=family == "olmo2",
+        no_rope=read_no_rope(raw), tie=bool(raw.get("tie_word_embeddings")),
     )
 
 
@@ -90,7 +98,7 @@ def read_rope(raw: dict) -> tuple[float, tuple | None]:
         merged["rope_theta"] = 10_000.0
 
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    one_of({"rope type": kind}, "rope type", "default", "linear", "llama3")
+    one_of({"rope type": kind}, "rope type", "default", "linear", "llama3", "yarn")
     described = None
     if kind == "linear":
         described = (kind, number(scaling, "factor"))
@@ -98,18 +106,52 @@ def read_rope(raw: dict) -> tuple[float, tuple | None]:
         low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
         old_len = integer(scaling, "original_max_position_embeddings")
         described = (kind, number(scaling, "factor"), low, high, old_len)
+    if kind == "yarn":
+        described = read_yarn(scaling)
     return number(merged, "rope_theta"), described
+
+
+def read_yarn(scaling: dict) -> tuple:
+    """Config.rope_scaling for YaRN; what its file leaves out is what the paper recommends."""
+    for key in ("mscale", "mscale_all_dim"):
+        one_of(scaling, key, None)
+    one_of(scaling, "truncate", True, None)
+    paper = {"beta_fast": 32, "beta_slow": 1}
+    paper["attention_factor"] = 0.1 * math.log(max(number(scaling, "factor"), 1)) + 1
+    given = {key: value for key, value in scaling.items() if value is not None}
+    stated_or_paper = paper | given
+    fast, slow = number(stated_or_paper, "beta_fast"), number(stated_or_paper, "beta_slow")
+    old_len = integer(scaling, "original_max_position_embeddings")
+    length = number(stated_or_paper, "attention_factor")
+    return "yarn", number(scaling, "factor"), fast, slow, old_len, length
+
+
+def read_no_rope(raw: dict) -> tuple[int, ...]:
+    """The layers of SmolLM3 that know no positions; in its file they are 0 and all others 1."""
+    if raw["model_type"] != "smollm3":
+        return ()
+    layers = integer(raw, "num_hidden_layers")
+    marks = raw.get("no_rope_layers")
+    if not marks:
+        every = integer(raw, "no_rope_layer_interval")
+        return tuple(range(every - 1, layers, every))
+    if not isinstance(marks, list) or len(marks) != layers or not set(marks) <= {0, 1}:
+        raise ValueError(f"no_rope_layers is {marks!r}, not a 0 or a 1 for each of {layers} layers")
+    return tuple(i for i, mark in enumerate(marks) if mark == 0)
 
 
 def read_window(raw: dict) -> int | None:
     """How many positions attention looks back, or None for all of them.
 
-    Mistral's window is on every layer or on none. Qwen2 may mix layers, which we do not compute.
+    Mistral's window is on every layer or on none. Qwen may mix layers, which we do not compute.
     """
     family = raw["model_type"]
-    if family == "llama":
+    if family in ("llama", "olmo2"):
         return None
-    if family == "qwen2":
+    if family == "smollm3":
+        one_of(raw, "use_sliding_window", False, None)
+        return None
+    if family in ("qwen2", "qwen3"):
         one_of(raw, "use_sliding_window", True, False)
         if not raw["use_sliding_window"]:
             return None
@@ -117,7 +159,7 @@ def read_window(raw: dict) -> int | None:
     if "sliding_window" in raw and raw["sliding_window"] is None:
         return None
 
-    if family == "qwen2":
+    if family in ("qwen2", "qwen3"):
         layers = integer(raw, "num_hidden_layers")
         full = min(integer(raw, "max_window_layers", least=0), layers)
         types = raw.get("layer_types")
@@ -183,10 +225,13 @@ def config_to_hf(config: Config) -> dict:
     raw = gpt2_keys(config) if config.pos == "learned" else rotary_keys(config)
     raw |= {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tie}
 
-    # A bias everywhere includes one in q, k and v, so that switch then says nothing.
-    said = replace(config, qkv_bias=config.qkv_bias and not config.bias)
+    # A bias everywhere includes one in attention, so those switches then say nothing.
+    said = config
+    if config.bias:
+        said = replace(config, qkv_bias=False, o_bias=False)
     if config_from_hf(raw) != said:
-        raise ValueError(f"llama, mistral, qwen2 and gpt2 folders cannot say this: {config}")
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"folders of the families {known} cannot say this: {config}")
     return raw
 
 
@@ -201,34 +246,53 @@ def gpt2_keys(config: Config) -> dict:
 
 
 def rotary_keys(config: Config) -> dict:
-    """The keys of config.json that Llama, Mistral and Qwen2 share, and those of one of them."""
-    # The switches say which: only Llama can have a bias everywhere, only Qwen2 one in q, k and v.
-    if config.qkv_bias and not config.bias:
-        family = "Qwen2"
-        own = {"use_sliding_window": bool(config.window), "sliding_window": config.window,
-               "max_window_layers": 0}
-    elif config.window and not config.bias:
-        family = "Mistral"
-        own = {"sliding_window": config.window}
-    else:
-        family = "Llama"
-        own = {"attention_bias": config.bias, "mlp_bias": config.bias}
-
+    """The keys of config.json that all families but GPT-2 share, and those of one of them."""
+    family, own = rotary_family(config)
     scaling = None
     if config.rope_scaling:
-        # A linear scaling has the first two of these, llama3 has all of them.
-        keys = ("rope_type", "factor", "low_freq_factor", "high_freq_factor",
-                "original_max_position_embeddings")
-        scaling = dict(zip(keys, config.rope_scaling, strict=False))
+        kind, *numbers = config.rope_scaling
+        scaling = {"rope_type": kind} | dict(zip(SCALING_KEYS[kind], numbers, strict=True))
 
     return {
-        "architectures": [f"{family}ForCausalLM"], "model_type": family.lower(),
+        "architectures": [f"{FAMILIES[family]}ForCausalLM"], "model_type": family,
         "hidden_act": "silu", "hidden_size": config.d_model, "intermediate_size": config.d_mlp,
         "num_hidden_layers": config.n_layer, "num_attention_heads": config.n_head,
         "num_key_value_heads": config.n_kv_head, "head_dim": config.d_head,
         "max_position_embeddings": config.max_len, "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta, "rope_scaling": scaling,
     } | own
+
+
+# How config.json calls the numbers of Config.rope_scaling, in their order.
+SCALING_KEYS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor",
+               "original_max_position_embeddings"),
+    "yarn": ("factor", "beta_fast", "beta_slow", "original_max_position_embeddings",
+             "attention_factor"),
+}
+
+
+def rotary_family(config: Config) -> tuple[str, dict]:
+    """The family that has the switches of `config`, and the keys that only it knows."""
+    window = {"sliding_window": config.window}
+    qwen_window = {"use_sliding_window": bool(config.window), "max_window_layers": 0} | window
+    biases = {"attention_bias": config.bias or config.o_bias}
+    if config.qk_norm == "head":
+        return "qwen3", biases | qwen_window
+    if config.norm_after:
+        return "olmo2", biases
+    if config.no_rope:
+        marks = [int(layer not in config.no_rope) for layer in range(config.n_layer)]
+        # Without a pad_token_id transformers takes SmolLM3's own, which small tables do not have.
+        own = {"no_rope_layers": marks, "mlp_bias": config.bias, "use_sliding_window": False,
+               "pad_token_id": None}
+        return "smollm3", biases | own
+    if config.qkv_bias and not (config.bias or config.o_bias):
+        return "qwen2", qwen_window
+    if config.window and not config.bias:
+        return "mistral", window
+    return "llama", biases | {"mlp_bias": config.bias}
 
 
 # --------------------------------------------------------------------------- the tensors of GPT-2

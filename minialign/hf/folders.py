@@ -1,7 +1,7 @@
 """Hugging Face folders, both ways: config.json, weights and tokenizer ⇄ (Transformer, Tokenizer).
 
-Reading the tensors is told in weights.py, the tokenizer in tokenizer.py. Saving leaves the old
-model or the new one, whenever it is interrupted. Nothing is downloaded here.
+Where a model lies is told in places.py, reading the tensors in weights.py, the tokenizer in
+tokenizer.py. Saving leaves the old model or the new one, whenever it is interrupted.
 """
 
 import json
@@ -15,7 +15,9 @@ from torch import Tensor
 from minialign.files import write_tensors, write_text
 from minialign.hf.families import config_from_hf, config_to_hf, to_gpt2
 from minialign.hf.jsonfiles import read_json
-from minialign.hf.tokenizer import Tokenizer, load_tokenizer, tokenizer_files
+from minialign.hf.lora import load_adapters, merge
+from minialign.hf.places import SAVING, adapter_folder, model_folder, tokenizer_files
+from minialign.hf.tokenizer import Tokenizer, load_tokenizer
 from minialign.hf.weights import and_more, read_state
 from minialign.model import Config, Transformer
 
@@ -25,15 +27,19 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-SAVING = ".saving"              # the folder inside a model folder in which save_model prepares it
 
 # --------------------------------------------------------------------------------------- loading
 
 
 def load_model(
-    path: str | Path, dtype: str = "float32", device: str = "cpu"
+    path: str | Path, dtype: str = "float32", device: str = "cpu",
+    chat_template: str | Path | None = None,
 ) -> tuple[Transformer, Tokenizer]:
     """The model and the tokenizer of a Hugging Face folder, the weights as `dtype` on `device`.
+
+    path           a model folder, OWNER/NAME on the Hugging Face hub, or an adapter of either,
+                   which is merged into its base model
+    chat_template  a Jinja file to use instead of the folder's own
 
     Which families it can be is told in families.py. On the CPU and in the files' own dtype nothing
     is copied: the parameters are the mapped file, and pages are copied as training changes them.
@@ -43,32 +49,8 @@ def load_model(
     shape or unsupported.
     """
     config = read_config(path)
-    tokenizer = load_tokenizer(model_folder(path))
+    tokenizer = load_tokenizer(path, chat_template)
     return load_weights(path, config, dtype, device), tokenizer
-
-
-def model_folder(path: str | Path) -> Path:
-    """The folder that holds the model: `path`, or SAVING inside it after a save that was killed.
-
-    Raises FileNotFoundError, with what was found instead of a model.
-    """
-    folder = Path(path)
-    for candidate in (folder, folder / SAVING):
-        if (candidate / "config.json").is_file():
-            return candidate
-
-    if (folder / "adapter_config.json").is_file():
-        raise FileNotFoundError(f"{folder} is an adapter; give the merged model, "
-                                "which `minialign train` leaves in RUN/model")
-    if folder.is_dir():
-        found = "has no config.json"
-    elif folder.exists():
-        found = "is a file"
-    else:
-        found = "does not exist"
-    raise FileNotFoundError(
-        f"{folder} {found} (a model is a folder with config.json, *.safetensors and "
-        "tokenizer.json; `hf download OWNER/MODEL --local-dir DIR` makes one)")
 
 
 def read_config(path: str | Path) -> Config:
@@ -101,6 +83,11 @@ def load_weights(path: str | Path, config: Config, dtype: str, device: str) -> T
     if config.tie:
         # Assigning made two parameters of what is one.
         model.lm_head.weight = model.model["embed_tokens"].weight
+
+    adapter = adapter_folder(path)
+    if adapter is not None:
+        load_adapters(adapter, model)
+        merge(model)
 
     # save_model writes the keys that we have no use for as they were.
     model.hf_config = read_json(folder / "config.json")

@@ -8,6 +8,7 @@ adapter, no dropout, no adapters on GPT-2, whose q, k and v PEFT knows only as o
 
 import json
 import math
+import re
 from pathlib import Path
 
 import torch
@@ -22,7 +23,10 @@ from minialign.model import Transformer
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PREFIX = "base_model.model."                        # what PEFT puts before every name
 # What PEFT can add to LoRA and we do not compute: keys of adapter_config.json.
-EXTENSIONS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
+EXTENSIONS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save",
+              "layers_to_transform", "lora_bias", "fan_in_fan_out")
+# Starts of A and B that leave the base model as it was; others (PiSSA, LoftQ, …) change it too.
+STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 class LowRank(nn.Module):
@@ -156,6 +160,10 @@ def load_adapters(folder: str | Path, model: Transformer) -> None:
     odd = [key for key in EXTENSIONS if config.get(key)]
     if config.get("bias", "none") != "none":
         odd.append("bias")
+    if config.get("peft_type", "LORA") != "LORA":
+        odd.append(f"peft_type {config['peft_type']}")
+    if config.get("init_lora_weights") not in STARTS:
+        odd.append(f"init_lora_weights {config['init_lora_weights']!r}")
     if odd:
         raise ValueError(f"{config_file}: {odd[0]} is not supported; only plain LoRA is")
 
@@ -163,12 +171,15 @@ def load_adapters(folder: str | Path, model: Transformer) -> None:
     try:
         stored = load_file(tensor_file)
         tensors = {name.removeprefix(PREFIX): tensor for name, tensor in stored.items()}
-        targets = {name.split(".")[-3] for name in tensors}
-        rank, alpha = config["r"], config["lora_alpha"]
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
     except Exception as error:
-        # A header that is damaged, names without dots, keys that are not there.
+        # A header that is damaged, keys that are not there or no numbers.
         raise ValueError(f"{folder} is no LoRA adapter that can be read ({error}); "
                          "fetch it again") from None
+    other = [name for name in tensors if not re.fullmatch(r".+\..+\.lora_[AB]\.weight", name)]
+    if other:
+        raise ValueError(f"{tensor_file}: {other[0]} is not supported; only plain LoRA is")
+    targets = {name.split(".")[-3] for name in tensors}
     add_adapters(model, rank, alpha, tuple(sorted(targets)))
 
     wanted = adapter_parameters(model)

@@ -1,13 +1,12 @@
 """Text → token ids and back, chat messages → text: what the rest of minialign knows of a tokenizer.
 
 It is read from a model folder, or made of our own 256 bytes. vocabulary.py runs the vocabularies,
-chat.py the chat templates. Nothing here masks, truncates, downloads, or needs torch.
+chat.py the chat templates. Nothing here masks, truncates, or needs torch.
 """
 
 import json
 import re
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -16,6 +15,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from minialign.files import replacing
 from minialign.hf.chat import as_templates_see, compile_template
 from minialign.hf.jsonfiles import read_json
+from minialign.hf.places import tokenizer_files, tokenizer_folder
 from minialign.hf.vocabulary import (
     Vocabulary,
     byte_letters,
@@ -24,12 +24,6 @@ from minialign.hf.vocabulary import (
     from_ranks,
 )
 
-# What a tokenizer is read from, besides *.tiktoken and chat_templates/*.jinja.
-FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "generation_config.json", "chat_template.jinja", "vocab.json", "merges.txt", "encoder.json",
-    "vocab.bpe", "tokenizer.model", "tekken.json",
-)
 # The special tokens that a folder may give a name, in tokenizer_config.json.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -70,11 +64,17 @@ class Tokenizer:
 
         Raises ValueError for a string that is not Unicode (half a surrogate pair).
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"this text is not valid Unicode: {error}") from None
+        check_unicode(text)
         return self.vocabulary.encode(text, add_special_tokens)
+
+    def encode_batch(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """As `encode` for many texts, which must be valid Unicode, in half the time."""
+        return self.vocabulary.encode_batch(texts, add_special_tokens)
+
+    @property
+    def cuts(self) -> dict[int, str]:
+        """{id: text} of the tokens at which every text is cut before it is encoded."""
+        return self.vocabulary.cuts
 
     def decode(self, ids, skip_special_tokens: bool = True) -> str:
         """The text of `ids`, a list or a tensor.
@@ -83,35 +83,49 @@ class Tokenizer:
         """
         return self.vocabulary.decode([int(i) for i in ids], skip_special_tokens)
 
-    def render(self, messages: list[dict], add_generation_prompt: bool = False) -> str:
+    def render(self, messages: list[dict], add_generation_prompt: bool = False,
+               tools: list[dict] | None = None) -> str:
         """The chat template applied to messages, [{"role": …, "content": …}, …].
 
-        add_generation_prompt opens the assistant's turn at the end. The text holds the special
+        add_generation_prompt opens the assistant's turn at the end; tools are what the template is
+        to describe, if it can. The text holds the special
         tokens it needs: encode it with add_special_tokens=False.
 
         Raises ValueError when there is no template, when `messages` is not such a list and, in the
         template's own words, when the template refuses it.
         """
         if self.chat_template is None:
-            raise ValueError("this model folder has no chat template: "
-                             "give prompts and answers as plain strings, not as messages")
+            raise ValueError("this model folder has no chat template: give prompts and answers as "
+                             "plain strings, or put a chat_template.jinja into the folder, or name "
+                             "one with --chat-template FILE")
         listed = isinstance(messages, list | tuple) and len(messages) > 0
         if not listed or not all(isinstance(message, dict) for message in messages):
             raise ValueError('messages must be a list, not empty, of {"role": …, "content": …}')
 
         chat = [as_templates_see(message) for message in messages]
         try:
-            return self.template.render(
-                messages=chat, tools=None, documents=None,
+            return compile_template(self.chat_template).render(
+                messages=chat, tools=tools, documents=None,
                 add_generation_prompt=add_generation_prompt, **self.special)
         except Exception as error:
             # A template is a program: on messages it did not expect it may raise anything.
             raise ValueError(f"the chat template refuses these messages: {error}") from error
 
-    @cached_property
-    def template(self):
-        """The chat template, compiled when it is first used."""
-        return compile_template(self.chat_template)
+    def use_template(self, file: str | Path) -> None:
+        """Takes the chat template of a Jinja file; `save` writes it with the tokenizer.
+
+        Raises FileNotFoundError if there is no such file, ValueError if it is no text.
+        """
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{file} is no file; give a chat template in Jinja, such as "
+                                    "another model's chat_template.jinja")
+        content = Path(file).read_bytes()
+        try:
+            self.chat_template = content.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is no text in UTF-8 ({error}); "
+                             "give a chat template in Jinja") from None
+        self.files["chat_template.jinja"] = content
 
     def save(self, folder: str | Path) -> None:
         """Writes the files into `folder`, of which `load_tokenizer` makes the same tokenizer."""
@@ -160,8 +174,10 @@ def byte_tokenizer(words: Sequence[str] = ()) -> Tokenizer:
 # ----------------------------------------------------------------------------------- model folders
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face model folder.
+def load_tokenizer(path: str | Path, chat_template: str | Path | None = None) -> Tokenizer:
+    """The tokenizer of a Hugging Face model folder, of OWNER/NAME on the hub, or of an adapter.
+
+    chat_template   a Jinja file to use instead of the folder's own
 
     tokenizer.json is taken at its word, whatever tokenizer_class says. Where it is absent, the
     vocab.json of GPT-2 and Qwen2 (OpenAI's encoder.json) is read, or a rank file: Llama 3's
@@ -170,15 +186,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises FileNotFoundError when there is nothing to read, ValueError when a file is damaged or
     does not suffice.
     """
-    folder = Path(path)
+    folder = tokenizer_folder(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder; "
                                 "give the model folder that holds tokenizer.json")
     try:
-        return read_folder(folder)
+        tokenizer = read_folder(folder)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: tokenizer_config.json, or a file like it, "
                          f"holds what it should not ({error!r})") from error
+    if chat_template is not None:
+        tokenizer.use_template(chat_template)
+    return tokenizer
 
 
 def read_folder(folder: Path) -> Tokenizer:
@@ -227,12 +246,12 @@ def find_template(config: dict, files: dict[str, bytes]) -> str | None:
     return template
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The files of a model folder that belong to its tokenizer; saving a model replaces them."""
-    files = [folder / name for name in FILES]
-    files += sorted(folder.glob("*.tiktoken"))
-    files += sorted(folder.glob("chat_templates/*.jinja"))
-    return [file for file in files if file.is_file()]
+def check_unicode(text: str) -> None:
+    """ValueError for half a surrogate pair, which JSON can spell and no vocabulary can encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"this text is not valid Unicode: {error}") from None
 
 
 def token_text(token: str | dict) -> str:

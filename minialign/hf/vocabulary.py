@@ -21,18 +21,22 @@ from minialign.hf.jsonfiles import parse_object
 class Vocabulary:
     """What a tokenizer is made of, whichever library runs it.
 
-    encode   (text, add_special_tokens) → ids
-    decode   (ids, skip_special_tokens) → text
-    size     ids run from 0 to size − 1
-    special  {"bos_token": "<s>", …}: the named special tokens as text
-    ids      {"bos_token": 1, …}: their ids
+    encode        (text, add_special_tokens) → ids
+    encode_batch  the same for a list of texts
+    decode        (ids, skip_special_tokens) → text
+    size          ids run from 0 to size − 1
+    special       {"bos_token": "<s>", …}: the named special tokens as text
+    ids           {"bos_token": 1, …}: their ids
+    cuts          {id: text} of the tokens at which every text is cut before anything is encoded
     """
 
     encode: Callable[[str, bool], list[int]]
+    encode_batch: Callable[[list[str], bool], list[list[int]]]
     decode: Callable[[list[int], bool], str]
     size: int
     special: dict[str, str]
     ids: dict[str, int]
+    cuts: dict[int, str]
 
 
 def from_json(folder: Path, content: bytes, added: dict, special: dict) -> Vocabulary:
@@ -62,10 +66,19 @@ def from_json(folder: Path, content: bytes, added: dict, special: dict) -> Vocab
     def encode(text: str, add_special_tokens: bool) -> list[int]:
         return backend.encode(text, add_special_tokens=add_special_tokens).ids
 
+    def encode_batch(texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+        batch = backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in batch]
+
+    # Only a token that is looked for in the text as it stands, and anywhere in it, always cuts.
+    cuts = {}
+    for i, token in backend.get_added_tokens_decoder().items():
+        if token.special and not token.normalized and not token.single_word:
+            cuts[i] = token.content
     sizes = [i + 1 for i in backend.get_added_tokens_decoder()]
     sizes.append(backend.get_vocab_size(with_added_tokens=False))
     ids = {name: backend.token_to_id(text) for name, text in special.items()}
-    return Vocabulary(encode, backend.decode, max(sizes), special, ids)
+    return Vocabulary(encode, encode_batch, backend.decode, max(sizes), special, ids, cuts)
 
 
 def from_ranks(
@@ -90,6 +103,9 @@ def from_ranks(
         ids = encoding.encode(text, allowed_special="all")
         return [*first, *ids] if add_special_tokens else ids
 
+    def encode_batch(texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+        return [encode(text, add_special_tokens) for text in texts]
+
     def decode(ids: list[int], skip_special_tokens: bool) -> str:
         ids = [i for i in ids if i < encoding.n_vocab]
         if skip_special_tokens:
@@ -97,7 +113,8 @@ def from_ranks(
         return encoding.decode(ids)
 
     size = max([*ranks.values(), *hidden]) + 1
-    return Vocabulary(encode, decode, size, {}, {})
+    cuts = {i: text for text, i in specials.items()}
+    return Vocabulary(encode, encode_batch, decode, size, {}, {}, cuts)
 
 
 # ------------------------------------------------------------- bare files, without tokenizer.json
@@ -140,6 +157,8 @@ def from_bare_file(folder: Path, files: dict, added: dict, special: dict) -> Voc
     bare = [name for name in files
             if name in ("vocab.json", "encoder.json", "tokenizer.model")
             or name.endswith(".tiktoken")]
+    if not bare and "tekken.json" in files:
+        raise ValueError(f"{folder / 'tekken.json'} is in Mistral's own format and {REMEDY}")
     if not bare:
         raise FileNotFoundError(f"{folder} holds no tokenizer: no tokenizer.json, vocab.json, "
                                 "tokenizer.model or *.tiktoken")

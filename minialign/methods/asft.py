@@ -24,7 +24,8 @@ from minialign.settings import setting
 class ASFT(Method):
     """Aligned supervised fine-tuning (arXiv 2409.10571; not Anchored SFT).
 
-    w = chosen, l = rejected; a = mean log-prob of an answer, p = eᵃ, odds O = p/(1−p):
+    Subscripts: w = chosen (wanted), l = rejected. a = mean log-prob of an answer's tokens, p = eᵃ
+    (a geometric mean of their probabilities), odds O = p/(1−p):
         L = −a_w + λ · [ −log σ(log O_w) − log σ(−log O_l) ]      SFT term + λ · alignment term
     The sigmoid undoes the odds, σ(log O) = p and σ(−log O) = 1 − p, and log p_w is a_w again:
         L = −(1+λ) a_w − λ log(1 − p_l)                           likelihood up, unlikelihood down
@@ -40,8 +41,8 @@ class ASFT(Method):
         L = −a_w + λ [ softplus(−b o_w) + softplus(b o_l) ]
         −∂L/∂a_w = 1 + λ b σ(−b o_w)/(1−p_w)        −∂L/∂a_l = −λ b σ(b o_l)/(1−p_l)
                because ∂o/∂a = 1/(1−p). At b = 1 both are the lines above.
-    Differs:   we could not read whether the paper divides its SFT term by the length. Released
-               code and ORPO, its model, do; so do we.
+    Differs:   whether the paper divides its SFT term by the length, we could not find out. Released
+               code does, and so does ORPO, which ASFT follows; so do we.
     """
 
     needs: ClassVar = ("rejected",)

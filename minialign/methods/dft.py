@@ -28,18 +28,21 @@ class DFT(Method):
     K is small, so û is averaged over visits, one number u per training example, kept as log u and
     starting at log u = 0:
         u ← (1−γ) u + γ û                                                                (eq. 10)
-    With u held fixed once updated, and ∂u/∂s_j taken as ∂û/∂s_j = exp(d_j) / (τK):
+    For the gradient, τ ∂log u/∂s_j = τ (∂u/∂s_j) / u, each part is estimated by the best there is:
+    the denominator by the running u, the numerator by ∂û/∂s_j = exp(d_j) / (τK) of this visit:
         −∂F/∂s₀ = 1           −∂F/∂s_j = −ω_j,      ω_j = exp(d_j) / (K u)                (eq. 8)
 
     By eye:    at γ = 1 the K pushes down add up to one push up, at γ < 1 to at most 1/γ. At the
                start the policy is the reference; with τ = 1 every d_j is 0 then, and u stays 1.
-    Careful:   autograd through u would shrink every push down by the factor γ, a silent bug. At
-               τ = 1 the exact u is Σ_y P(y) = 1 and F is SFT's loss: all that sets DFT apart from
-               SFT there is the finite pool of answers and the running average.
+    Careful:   for γ < 1 these weights are the derivative of no loss, and need not be. Autograd
+               through u would find γ exp(d_j) / (τK) as the numerator and shrink every push down
+               by the factor γ, a silent bug. At τ = 1 the exact u is Σ_y P(y) = 1, and F is SFT's
+               loss: in that case only the finite pool of answers and the running average set DFT
+               apart from SFT.
     Differs:   the loss printed here is F; released code prints a surrogate whose value means
                nothing. An example that occurs twice in a batch is visited twice, in order, as in
                two batches; in released code the last one wins.
-    State:     `log_u` (n_examples,), float64, on the CPU: it belongs into checkpoints.
+    State:     `log_u` (n_examples,), float64, on the CPU: it belongs in checkpoints.
     """
 
     needs: ClassVar = ("negatives", "reference")
@@ -59,9 +62,9 @@ class DFT(Method):
         super().__post_init__()
         self.log_u = torch.zeros(self.n_examples, dtype=torch.float64)
 
-    def score(self, l: Tensor, n: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def scores(self, l: Tensor, n: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """From log-probs l and lengths n, three numbers per answer, (A, B) each: its score s,
-        d, the logarithm of what u averages, and what a push of 1 on s is for each of its tokens.
+        d, the logarithm of what u averages, and ∂s/∂logp of each of its tokens: 1, or 1/n.
         """
         return l, l / self.tau - reference(self, batch, l), torch.ones_like(l)
 
@@ -75,17 +78,17 @@ class DFT(Method):
                 f"example {first} has no negatives; dft and dft2 need at least one negative per "
                 "prompt: draw them with 'minialign sample'"
             )
-        s, d, per_token = self.score(l, n, batch)                           # (A, B)
+        s, d, per_token = self.scores(l, n, batch)                           # (A, B)
 
-        # The running averages, visited in float64. An absent answer adds exp(−∞) = 0 to û.
+        # The running averages, updated in float64. An absent answer adds exp(−∞) = 0 to û.
         d = torch.where(present, d[1:].double(), -torch.inf)                # (K, B)
         log_K = present.sum(0).double().log()                               # (B,)
         log_u = self.update(batch.index, d.logsumexp(0) - log_K).to(d.device)
 
-        # F, and −∂F/∂s: 1 for the wanted answer, −ω for the negatives. u is a constant by now.
+        # F, and the push on each score: 1 for the wanted answer, −ω for the negatives.
         F = -s[0] + self.tau * log_u.to(s)                                  # (B,)
         omega = (d - log_u - log_K).exp()                                   # (K, B)
-        omega = torch.where(d == -torch.inf, 0.0, omega)                    # even if u is 0 too
+        omega = torch.where(d == -torch.inf, 0.0, omega)                    # −∞ − (−∞) is NaN
         push = torch.cat([torch.ones_like(s[:1]), -omega.to(s)])            # (A, B)
 
         N = batch.counts.examples
@@ -142,10 +145,10 @@ class DFT2(DFT):
 
     By eye:    at γ = 1 F = τ log mean_j exp((a_j − a₀)/τ), and ω is a softmax over the negatives;
                τ → ∞ spreads the push down evenly.
-    Careful:   this F is no softmax classifier's loss: the wanted answer is not in the sum, so F has
-               no floor and falls for ever as the negatives become unlikely. And d starts far below
-               0, so u = 1 is no natural start: it fades as (1−γ)^visits and mutes the first pushes
-               down.
+    Careful:   this F is not a softmax classifier's loss: the wanted answer is not in the sum, so F
+               has no floor and falls without bound as the negatives become unlikely. And d starts
+               far below 0, so u = 1 is no natural start: it fades as (1−γ)^visits and mutes the
+               first pushes down.
     Differs:   released code adds 1e-8 to n, the paper does not. An absent answer has no score here.
     """
 
@@ -159,7 +162,7 @@ class DFT2(DFT):
         0.9, "share of the new estimate in the running average; 1 = no memory", above=0, most=1
     )
 
-    def score(self, l, n, batch):
+    def scores(self, l, n, batch):
         per_token = torch.where(n > 0, 1 / n.clamp(min=1).to(l.dtype), 0.0)     # 0 if absent
         a = l * per_token                                                   # (A, B)
         return a, a / self.tau, per_token

@@ -16,12 +16,17 @@ from minialign.settings import check_settings
 
 
 class Method:
-    """A rule that turns the log-probs of tokens already in the batch into one push per token.
+    """A rule that turns the log-probs of tokens already in the batch into one weight per token.
 
-    `weigh` is the whole of a method: the loss, and weights = −∂loss/∂logps, worked out by hand. A
-    weight above 0 pushes its token up, one below 0 pushes it down. From there on all methods are
-    the same: ∂loss/∂logits = weights · (softmax − onehot), and the chain rule goes on into the
-    network (train.py).
+    `weigh` is the whole of a method: the loss, and the weights, worked out by hand. A weight above
+    0 pushes its token up, one below 0 pushes it down, so a weight is also called the push on its
+    token. It is −∂loss/∂(log-prob of the token) in every method but DFT, whose paper estimates the
+    gradient in another way than the loss. From there on all methods are the same:
+    ∂loss/∂logits = weights · (softmax − onehot), and so on into the network (train.py).
+
+    Answer 0 is the wanted answer (the chosen one of a pair). All others are rejected answers or,
+    if the model itself wrote them, negatives; there are K of them. l is the log-prob of an answer,
+    n its number of tokens.
 
     Subclasses are dataclasses whose fields are hyper-parameters, declared with `setting`: default,
     explanation, bounds.
@@ -52,14 +57,15 @@ class Method:
         info      numbers worth logging, one per example (B,); among them "loss_per_example" if the
                   loss is a mean over examples
 
-        ValueError if the batch lacks something the method needs.
+        A method with a memory, like DFT, updates it here: `weigh` is called once per example and
+        update. ValueError if the batch lacks something the method needs.
         """
         raise NotImplementedError
 
     def prepare_data(
         self, model, examples: list[Example], max_len: int | None = None, progress: bool = True
     ) -> None:
-        """Once, before training, while `model` still is the model training starts from.
+        """Once, before training, while `model` is still the model that training starts from.
 
         Methods with "reference" among their needs get the log-probs of all answers under it here
         (`ref_logps` of each example). `max_len` is the longest prompt + answer the model may read.
@@ -107,7 +113,7 @@ def sums_and_lengths(logps: Tensor, batch: Batch, wanted: bool = True) -> tuple[
         first = int(batch.index[n[0] == 0][0])
         raise ValueError(
             f"example {first} has no answer 0, the wanted one; "
-            "only methods for unpaired data do without"
+            "only methods for unpaired data can do without one"
         )
     return torch.where(batch.mask, logps, 0.0).sum(-1), n               # masked: NaN is not read
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from minialign.data import Example
 from minialign.files import write_json, write_tensors
+from minialign.hf.rowfiles import KINDS
 from minialign.methods import Method
 from minialign.optim import AdamW
 
@@ -86,13 +87,20 @@ def write_reference(path: Path, examples: list[Example]) -> None:
 
 
 def fingerprint(path: str | None) -> str | None:
-    """A digest of a data file, so that a resumed run can tell whether it is still the same."""
+    """A digest of a data file, or of all files of a folder, so that a resumed run can tell whether
+    it is still the same.
+    """
     if path is None:
         return None
-    if not Path(path).is_file():
-        what = "is a folder" if Path(path).is_dir() else "no such file"
-        raise FileNotFoundError(f"{what}: {path}; give a JSONL file, one JSON object per line")
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no such file: {path}; {KINDS}")
+    files = [Path(path)]
+    if Path(path).is_dir():
+        files = sorted(file for file in Path(path).iterdir() if file.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def check_same_run(out: Path, config: dict) -> None:

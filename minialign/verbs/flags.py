@@ -13,7 +13,19 @@ from dataclasses import MISSING, Field, fields
 from types import NoneType
 from typing import get_args
 
+from minialign.hf.rows import parse_columns
 from minialign.settings import BOUNDS, bounds_in_words, is_required, out_of_bounds
+
+# The flags that say how --data is read, in every verb that reads examples.
+COLUMNS = (
+    "what the columns of the data mean, where they have other names: "
+    "prompt=question,completion=answer; prompt=instruction+input joins two with a blank line"
+)
+CHAT = "make messages of strings: a user's of each prompt, an assistant's of each answer"
+ALL_TURNS = (
+    "an example for every assistant message of a conversation; unless given, messages train the "
+    "last one alone"
+)
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")      # in which a model can be opened
 TRAIN_DTYPES = ("float32", "bfloat16")                      # in which it can be trained
@@ -99,6 +111,12 @@ def reader(f: Field, kind: type) -> Callable[[str], object]:
         return value
 
     return read
+
+
+def reading(flags) -> dict:
+    """The arguments of `load_examples` and `read_rows` that say what the columns mean."""
+    columns = parse_columns(flags.columns)
+    return {"columns": columns, "chat": flags.chat, "all_turns": flags.all_turns}
 
 
 def exit_status(prog: str, work: Callable[[], None]) -> int:

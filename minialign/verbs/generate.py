@@ -22,7 +22,11 @@ YOU, MODEL = "you> ", "model> "
 class Flags:
     """What to continue, and how to draw."""
 
-    model: str = setting(..., "model folder, or small: the small GPT of compare, of seed 0")
+    model: str = setting(
+        ..., "model folder, adapter, or OWNER/NAME on the Hugging Face hub, or small: the small "
+        "GPT of compare, of seed 0")
+    chat_template: str | None = setting(
+        None, "Jinja file with a chat template, instead of the one in the model folder")
     prompt: str | None = setting(
         None, "text to continue; models with a chat template get it as a user's message")
     chat: bool = setting(
@@ -47,13 +51,14 @@ def run(flags: Flags) -> None:
     if flags.chat and flags.raw:
         raise ValueError("--chat goes through the chat template; --raw does without it, so give "
                          "--prompt")
-    model, tokenizer = open_model(flags.model, flags.dtype, flags.device)
+    model, tokenizer = open_model(
+        flags.model, flags.dtype, flags.device, chat_template=flags.chat_template)
     has_template = tokenizer.chat_template is not None
     generator = torch.Generator(model.head.device).manual_seed(flags.seed)
     if flags.chat:
         if not has_template:
             raise ValueError(f"{flags.model} has no chat template, so it cannot be talked to; give "
-                             "--prompt")
+                             "--prompt, or --chat-template FILE")
         converse(model, tokenizer, flags, generator)
         return
 

@@ -1,4 +1,4 @@
-"""What --model names: a model folder, or `small`, the small GPT that the methods race with.
+"""What --model names: a model of places.py, or `small`, the small GPT that the methods race with.
 
 The shape and the tokenizer of either are known before its weights are read; train needs them first.
 """
@@ -6,7 +6,7 @@ The shape and the tokenizer of either are known before its weights are read; tra
 import torch
 from tqdm import tqdm
 
-from minialign.hf.folders import check_device, load_weights, model_folder, read_config
+from minialign.hf.folders import check_device, load_weights, read_config
 from minialign.hf.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 from minialign.lab import small, tasks
 from minialign.model import Config, Transformer
@@ -14,12 +14,14 @@ from minialign.model import Config, Transformer
 SMALL = "small"             # a folder that is really called so can be given as ./small
 
 
-def shape_and_tokenizer(name: str) -> tuple[Config, Tokenizer]:
-    """What is known of a model before its weights are read."""
+def shape_and_tokenizer(name: str, chat_template: str | None = None) -> tuple[Config, Tokenizer]:
+    """What is known of a model before its weights are read; a chat template comes from a file."""
     if name == SMALL:
         tokenizer = byte_tokenizer(tasks.WORDS)
+        if chat_template is not None:
+            tokenizer.use_template(chat_template)
         return tasks.small_config(tokenizer.vocab_size), tokenizer
-    return read_config(name), load_tokenizer(model_folder(name))
+    return read_config(name), load_tokenizer(name, chat_template)
 
 
 def read_weights(name: str, config: Config, dtype: str, device: str, seed: int = 0) -> Transformer:
@@ -32,7 +34,9 @@ def read_weights(name: str, config: Config, dtype: str, device: str, seed: int =
     return model.to(device, getattr(torch, dtype))
 
 
-def open_model(name: str, dtype: str, device: str, seed: int = 0) -> tuple[Transformer, Tokenizer]:
+def open_model(
+    name: str, dtype: str, device: str, seed: int = 0, chat_template: str | None = None
+) -> tuple[Transformer, Tokenizer]:
     """Both at once, for the verbs that do not train."""
-    config, tokenizer = shape_and_tokenizer(name)
+    config, tokenizer = shape_and_tokenizer(name, chat_template)
     return read_weights(name, config, dtype, device, seed), tokenizer

@@ -17,13 +17,14 @@ from minialign.data import Example, collate
 from minialign.files import can_write, write_text
 from minialign.generate import answers, room
 from minialign.hf.encoding import encode_answer, encode_prompt
-from minialign.hf.rows import as_answer, as_key, read_jsonl, split_row
+from minialign.hf.rows import as_answer, as_key, read_rows
 from minialign.logps import batch_logps
 from minialign.settings import setting
-from minialign.verbs.flags import DTYPES
+from minialign.verbs.flags import ALL_TURNS, CHAT, COLUMNS, DTYPES, reading
 from minialign.verbs.models import open_model
 
-DRAW = ("k", "system", "temperature", "top_k", "top_p", "max_new_tokens", "batch", "seed", "dtype")
+DRAW = ("chat_template", "k", "system", "temperature", "top_k", "top_p", "max_new_tokens", "batch",
+        "seed", "dtype")
 Pool = list[tuple[str, bool]]       # the answers to one prompt, each with "it came to its end"
 
 
@@ -32,14 +33,21 @@ class Flags:
     """What to draw from, how often, and how."""
 
     model: str = setting(
-        ..., "model folder to draw from, or small: the small GPT of compare, of this --seed; it "
-        "becomes the reference of dft")
-    data: str = setting(..., "JSONL file whose prompts to answer")
+        ..., "model to draw from, the reference of dft: a folder, adapter, or OWNER/NAME on the "
+        "Hugging Face hub, or small: the small GPT of compare, of this --seed")
+    data: str = setting(
+        ..., "a data file whose prompts to answer, in any of the layouts of train, or with prompts "
+        "alone")
     out: str = setting(
         ..., "JSONL file to append to, a line per prompt; the same command continues a file that "
         "was interrupted")
+    columns: str | None = setting(None, COLUMNS)
+    chat: bool = setting(False, CHAT)
+    all_turns: bool = setting(False, ALL_TURNS)
     k: int = setting(
         2, "answers per prompt; for fresh ones in every epoch take k × epochs", least=1)
+    chat_template: str | None = setting(
+        None, "Jinja file with a chat template, instead of the one in the model folder")
     system: str | None = setting(
         None, "system message while sampling, such as a request for bad answers (written in front "
         "of prompts that are strings)")
@@ -56,9 +64,10 @@ class Flags:
 
 def run(flags: Flags) -> None:
     """Draw --k answers to every prompt of --data, and append a line per prompt to --out."""
-    rows, out = unique_prompts(flags.data), Path(flags.out)
+    rows, out = unique_prompts(flags), Path(flags.out)
     can_write(file=out)
-    model, tokenizer = open_model(flags.model, flags.dtype, flags.device, flags.seed)
+    model, tokenizer = open_model(
+        flags.model, flags.dtype, flags.device, flags.seed, flags.chat_template)
     encoded = encode_all(model, tokenizer, rows, flags.system)
     prompts = [prompt for _, prompt in rows]
 
@@ -147,12 +156,14 @@ def with_system(prompt, system: str | None):
     return [{"role": "system", "content": system}, *others]
 
 
-def unique_prompts(path) -> list[tuple[str, object]]:
-    """("FILE line N", prompt) of a data file, each prompt once, in order."""
+def unique_prompts(flags: Flags) -> list[tuple[str, object]]:
+    """("FILE line N", prompt) of the data file, each prompt once, in order."""
     prompts = {}
-    for where, row in read_jsonl(path):
-        prompt = split_row(where, row)[0]
-        prompts.setdefault(as_key(prompt), (where, prompt))
+    for row in read_rows(flags.data, **reading(flags), prompts_only=True):
+        if row.tools:
+            raise ValueError(f"{row.where}: prompts with tools are not answered here; remove "
+                             "the column, or draw the answers as minialign/hf/README.md says")
+        prompts.setdefault(as_key(row.prompt), (row.where, row.prompt))
     return list(prompts.values())
 
 

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import signal
+import sys
 from dataclasses import Field, asdict, dataclass, fields, make_dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from minialign.bench.sheet import Adapters, check_fits, load_of, parameters_of, 
 from minialign.data import Example
 from minialign.files import write_json, write_text
 from minialign.hf import lora
-from minialign.hf.datafiles import load_examples
+from minialign.hf.datafiles import load_examples, remarks, show_example
 from minialign.hf.folders import check_device, save_model
 from minialign.methods import METHODS, Method, build_method
 from minialign.optim import AdamW
@@ -36,7 +37,7 @@ from minialign.verbs.checkpoint import (
     write_reference,
 )
 from minialign.verbs.checks import advice, check_data, check_disk, check_pool
-from minialign.verbs.flags import TRAIN_DTYPES, kind_of
+from minialign.verbs.flags import ALL_TURNS, CHAT, COLUMNS, TRAIN_DTYPES, kind_of, reading
 from minialign.verbs.models import read_weights, shape_and_tokenizer
 
 # ------------------------------------------------------------------------------------ the flags
@@ -47,18 +48,24 @@ class RunFlags:
     """The flags of a run that belong neither to its recipe nor to its method."""
 
     model: str = setting(
-        ..., "a Hugging Face model folder (config.json, *.safetensors, tokenizer.json), or small: "
-        "the small GPT of compare, of this --seed")
+        ..., "a Hugging Face model folder (config.json, *.safetensors, tokenizer.json), an "
+        "adapter, or OWNER/NAME on the hub; or small: the small GPT of compare, of this --seed")
     method: str = setting(..., "how to weigh the answers", choices=METHODS)
     data: str = setting(
-        ..., "JSONL file, one example per line: prompt + completion, prompt + chosen + rejected, "
-        "messages, or text")
+        ..., "examples as .jsonl, .jsonl.gz, .json, .parquet or a folder of datasets: prompt + "
+        "completion, prompt + chosen + rejected, messages, text, and the other layouts of "
+        "minialign/hf/README.md")
     out: str = setting(
         ..., "folder of the run: config.json, log.jsonl, checkpoint.safetensors, and at the end "
         "model/")
+    columns: str | None = setting(None, COLUMNS)
+    chat: bool = setting(False, CHAT)
+    all_turns: bool = setting(False, ALL_TURNS)
     negatives: str | None = setting(
         None, "JSONL file of the model's own answers, from 'minialign sample'; methods that learn "
         "against negatives need it")
+    chat_template: str | None = setting(
+        None, "Jinja file with a chat template, instead of the one in the model folder")
     max_len: int | None = setting(
         None, "longest prompt + answer in tokens, the model's context unless given; what is longer "
         "is cut and counted", least=2)
@@ -201,9 +208,10 @@ def run(flags: Flags) -> None:
     check_device(flags.device)
 
     # The examples, and the method that is to learn from them.
-    shape, tokenizer = shape_and_tokenizer(flags.model)
+    shape, tokenizer = shape_and_tokenizer(flags.model, flags.chat_template)
     max_len = min(flags.max_len or shape.max_len, shape.max_len)
-    examples, truncated = load_examples(flags.data, tokenizer, max_len, flags.negatives)
+    examples, truncated = load_examples(
+        flags.data, tokenizer, max_len, flags.negatives, **reading(flags))
     check_data(flags.method, examples, flags.data, flags.negatives)
     method = build_method(flags.method, hyper_of(flags), len(examples))
     recipe, adapters = recipe_of(flags), adapters_of(flags)
@@ -221,7 +229,11 @@ def run(flags: Flags) -> None:
         lora.add_adapters(model, adapters.rank, adapters.alpha, adapters.targets, flags.seed)
     updates = recipe.updates(len(examples))
     size = f"{len(examples)} examples, {truncated} truncated, {updates} updates"
-    print(f"{size}; {method}", flush=True)
+    print(f"{size}; {method}")
+    print(f"the first: {show_example(tokenizer, examples[0])}")
+    for remark in remarks(tokenizer, examples):
+        print(remark)
+    sys.stdout.flush()
 
     # The model that training starts from is asked for what the method needs, unless an earlier
     # start of this run has stored the answer.

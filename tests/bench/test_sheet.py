@@ -16,11 +16,12 @@ from minialign.train import Recipe, gradient
 
 LLAMA = Config(vocab_size=8000, n_layer=3, n_head=8, n_kv_head=4, d_model=128, d_mlp=352)
 GPT2 = replace(LLAMA, n_kv_head=8, norm="layer", pos="learned", mlp="gelu", bias=True, tie=True)
+QWEN3 = replace(LLAMA, d_head=32, qk_norm="head")
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("config", [LLAMA, GPT2, QWEN3], ids=["llama", "gpt2", "qwen3"])
 def test_a_step_allocates_what_the_sheet_says(config, dtype, recompute):
     torch.manual_seed(0)
     model = Transformer(config).to(getattr(torch, dtype))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from minialign.model import Config, Transformer, rope_frequencies
+from minialign.model import Config, Transformer
+from minialign.rope import rope_frequencies
 
 PROMPTS = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 0, 0, 0, 0], [11, 12, 13, 14, 15, 0, 0]])
 
@@ -58,8 +59,43 @@ def test_llama3_scaling_keeps_short_waves_and_stretches_long_ones():
     assert (ratio.diff() <= 0).all() and len(set(ratio.tolist())) > 2
 
 
+def test_yarn_keeps_what_turns_often_and_slows_what_hardly_turns():
+    scaling = "yarn", 8.0, 32.0, 1.0, 4096, 1.2
+    config = Config(10, 1, 1, 64, 8, rope_theta=10_000.0, rope_scaling=scaling)
+    plain = rope_frequencies(Config(10, 1, 1, 64, 8, rope_theta=10_000.0))
+    ratio = rope_frequencies(config) / plain
+    turns = 4096 * plain / (2 * torch.pi)
+    assert (ratio[turns > 32] == 1).all()
+    slow = ratio[turns < 0.75]          # the last pair in the blend is rounded up to a whole one
+    torch.testing.assert_close(slow, torch.full_like(slow, 1 / 8))
+    assert (ratio.diff() <= 0).all() and len(set(ratio.tolist())) > 4
+
+
+def test_a_layer_without_rope_knows_no_positions():
+    """One such layer: the last hidden state stays, whatever order the tokens before it are in."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 20, "n_layer": 1, "n_head": 2, "d_model": 16, "d_mlp": 16}
+    without, with_rope = Transformer(Config(**shape, no_rope=(0,))), Transformer(Config(**shape))
+    with_rope.load_state_dict(without.state_dict())
+    a, b = torch.tensor([[1, 2, 3, 4, 5]]), torch.tensor([[4, 2, 1, 3, 5]])
+    torch.testing.assert_close(without(a)[0, -1], without(b)[0, -1])
+    assert not torch.allclose(with_rope(a)[0, -1], with_rope(b)[0, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["head", "all"])
+def test_norms_of_queries_and_keys_make_their_length_irrelevant(kind):
+    """With them, scaling what makes the queries and keys changes nothing; without, it does."""
+    model = Transformer(Config(20, 1, 4, 32, 16, n_kv_head=2, qk_norm=kind, norm_eps=1e-12))
+    before = model(PROMPTS)
+    with torch.no_grad():
+        model.model["layers"][0].self_attn.q_proj.weight.mul_(7)
+        model.model["layers"][0].self_attn.k_proj.weight.mul_(0.3)
+    torch.testing.assert_close(model(PROMPTS), before)
+
+
 @pytest.mark.parametrize("wrong, sentence", [
     ({"norm": "batch"}, "Config.norm is 'batch'; choose one of rms, layer"),
+    ({"qk_norm": "rms"}, "Config.qk_norm is 'rms'; choose one of None, head, all"),
     ({"n_head": 3}, "not a multiple of n_head 3"),
     ({"n_kv_head": 3}, "not a multiple of n_kv_head 3"),
     ({"d_head": 5}, "must be even"),

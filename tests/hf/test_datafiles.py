@@ -125,6 +125,35 @@ def test_an_answer_ends_in_exactly_one_end_token_and_nothing_follows_it(chat):
     assert encode_answer(chat, "2+2=", "4") == [ord("4"), end]
 
 
+# What DeepSeek-R1's template does: it asks with <think>, and leaves all thoughts out afterwards.
+THINKS = ("{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}"
+          "{% if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+          "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}")
+
+
+@pytest.mark.parametrize("answer, text", [
+    (GOOD, "4"),
+    (message("assistant", "two twos\n</think>\n\n4"), "two twos\n</think>\n\n4"),
+    (message("assistant", "<think>\ntwo twos\n</think>\n\n4"), "two twos\n</think>\n\n4"),
+    (GOOD | {"reasoning": "two twos"}, "two twos\n</think>\n\n4"),
+    (message("assistant", "> 4"), "> 4"),
+])
+def test_an_answer_stands_behind_the_tag_that_the_template_asks_with(answer, text):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = THINKS
+    assert tokenizer.decode(encode_prompt(tokenizer, [ASK])) == "<|user|>2+2?<|assistant|><think>\n"
+    ids = encode_answer(tokenizer, [ASK], [answer])
+    assert (tokenizer.decode(ids[:-1]), ids[-1]) == (text, tokenizer.eos_id)
+    assert encode_answer(tokenizer, [ASK], [answer], finished=False) == ids[:-1]
+
+
+def test_a_template_that_changes_the_prompt_itself_is_refused():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ messages | length }}{{ messages[-1].content }}"
+    with pytest.raises(ValueError, match="renders the prompt differently once an answer follows"):
+        encode_answer(tokenizer, [ASK], [GOOD])
+
+
 def test_a_prompt_without_tokens_is_opened_by_the_end_token(tokenizer):
     assert encode_prompt(tokenizer, "") == [tokenizer.eos_id]
 
@@ -142,7 +171,10 @@ def test_tokens_are_those_of_running_text(tokenizer):
             ids, text = ids + [merges[word]], text[len(word):]
         return ids
 
-    t = SimpleNamespace(encode=encode, eos_id=0)
+    def encode_batch(texts, add_special_tokens=True):
+        return [encode(text, add_special_tokens) for text in texts]
+
+    t = SimpleNamespace(encode=encode, encode_batch=encode_batch, eos_id=0)
     assert encode_answer(t, "a", " c") == [4, 0]
     assert encode_answer(t, "a", "b") == [2, 0], "'ab' would swallow the prompt's last token"
 

@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 from conftest import tiny_model
+from safetensors.torch import load_file, save_file
 
 from minialign import METHODS
 from minialign.hf.folders import save_model
 from minialign.hf.lora import (
+    PREFIX,
     TARGETS,
     adapted_layers,
     add_adapters,
@@ -29,7 +31,7 @@ def trained(examples, shape="llama", **adapters):
     return model
 
 
-@pytest.mark.parametrize("shape", ["llama", "mistral", "qwen2", "llama3"])
+@pytest.mark.parametrize("shape", ["llama", "mistral", "qwen2", "llama3", "qwen3", "olmo2"])
 def test_an_adapter_changes_nothing_until_it_learns_and_then_nothing_else_does(shape, examples):
     before = tiny_model(shape).float()
     model = tiny_model(shape).float()
@@ -99,6 +101,11 @@ def test_what_does_not_fit_is_refused(examples, tmp_path):
     with pytest.raises(ValueError, match="does not fit this model"):
         load_adapters(tmp_path, tiny_model("qwen2"))
     weights = tmp_path / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    save_file(load_file(weights) | {f"{PREFIX}lm_head.weight": torch.ones(2)}, weights)
+    with pytest.raises(ValueError, match="lm_head.weight is not supported; only plain LoRA is"):
+        load_adapters(tmp_path, tiny_model())
+    weights.write_bytes(whole)
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(ValueError, match="no LoRA adapter that can be read"):
         load_adapters(tmp_path, tiny_model())

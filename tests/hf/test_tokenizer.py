@@ -244,6 +244,7 @@ def test_qwen_ranks_normalise_and_cut_every_digit(tmp_path):
     ({"vocab.json": b'{"a": 0}', "merges.txt": b""}, ValueError, "1 ordinary tokens"),
     ({"vocab.json": "{\"▁a\": 0}".encode()}, ValueError, "no byte-level vocabulary"),
     ({"vocab.json": b"[1]"}, ValueError, "damaged"),
+    ({"tekken.json": b"{}"}, ValueError, "tekken.json is in Mistral's own format and needs a tok"),
 ])
 def test_what_cannot_be_read_is_told_in_one_sentence(tmp_path, files, error, words):
     for name, data in files.items():
@@ -322,8 +323,26 @@ def test_which_template_is_the_one(tmp_path):
     assert render(tmp_path, named, HI) == "é from the file"
 
 
+def test_a_template_from_a_file_replaces_the_folders_own_and_is_saved(tmp_path):
+    folder = word_folder(tmp_path / "m", {"chat_template": "the folder's"})
+    file = tmp_path / "mine.jinja"
+    file.write_text("mine: {{ messages[0].content }}")
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.render(HI) == "the folder's"
+    tokenizer.use_template(file)
+    assert load_tokenizer(folder, file).render(HI) == tokenizer.render(HI) == "mine: Hi <b>"
+    tokenizer.save(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").render(HI) == "mine: Hi <b>"
+    assert load_tokenizer(folder).render(HI) == "the folder's"
+    with pytest.raises(FileNotFoundError, match="nowhere is no file; give a chat template"):
+        load_tokenizer(folder, tmp_path / "nowhere")
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="mine.jinja is no text in UTF-8"):
+        load_tokenizer(folder, file)
+
+
 def test_no_template_and_no_messages(tmp_path):
-    with pytest.raises(ValueError, match="no chat template.*plain strings"):
+    with pytest.raises(ValueError, match="no chat template.*plain strings.*--chat-template FILE"):
         load_tokenizer(word_folder(tmp_path)).render(HI)
     for messages in ([], "Hi", [["user", "Hi"]], {"role": "user"}):
         with pytest.raises(ValueError, match="messages must be"):

@@ -75,7 +75,8 @@ MISTAKES = [
     ("generate --model {folder}", "give either --prompt TEXT"),
     ("generate --model {folder} --chat", "has no chat template"),
     ("generate --model {finished} --prompt a", "is the folder of a run; its model is"),
-    ("generate --model {finished}/adapter --prompt a", "is an adapter; give the merged model"),
+    ("generate --model {finished}/adapter --prompt a", "does not name the base model; write its"),
+    ("generate --model {folder} --prompt a --chat-template {tmp}/none", "none is no file; give"),
     ("generate --model {torn} --prompt a", "error: {torn}/config.json: not JSON"),
     (
         "generate --model {folder} --prompt " + "a" * 99,

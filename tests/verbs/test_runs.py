@@ -389,3 +389,37 @@ def test_what_a_method_refuses_by_itself_leaves_nothing_behind(folder, tmp_path,
     assert main([*words, "--out", str(tmp_path / "run")]) == 2
     assert "it needs at least two examples" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_chat_template_from_a_file_is_learnt_with_and_kept(folder, tmp_path, capsys):
+    """A base model without a template, and messages: every verb takes the same file."""
+    template = tmp_path / "mine.jinja"
+    template.write_text(TEMPLATE)
+    ask, say = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    data, out = write(tmp_path / "chats.jsonl", [{"messages": [ask, say]}]), tmp_path / "run"
+    given = ["--model", folder, "--chat-template", str(template)]
+    pool = str(tmp_path / "pool.jsonl")
+    train = ["train", *given, "--data", data, "--method", "sft", "--out", str(out)]
+    assert main(train) == 0
+    assert main(["sample", *given, "--data", data, "--out", pool, "--max-new-tokens", "3"]) == 0
+    assert main(["evaluate", *given, "--data", data]) == 0
+    assert main(["generate", *given, "--prompt", "a", "--max-new-tokens", "3"]) == 0
+    assert (out / "model" / "chat_template.jinja").read_text() == TEMPLATE
+    assert main(["evaluate", "--model", str(out / "model"), "--data", data]) == 0
+    assert main([*train, "--chat-template", "other.jinja", "--resume"]) == 2
+    assert "--chat-template was" in capsys.readouterr().err
+
+
+def test_an_adapter_of_a_run_is_a_model_to_every_verb(folder, pairs, tmp_path, capsys):
+    """What is said of it is said of the merged model."""
+    run = str(tmp_path / "run")
+    train = ["train", "--method", "dpo", "--data", pairs, "--lr", "1e-2"]
+    assert main([*train, "--model", folder, "--lora-rank", "2", "--out", run]) == 0
+    marks = []
+    for model in f"{run}/model", f"{run}/adapter":
+        capsys.readouterr()
+        assert main(["evaluate", "--model", model, "--data", pairs, "--json"]) == 0
+        marks.append(capsys.readouterr().out)
+    assert marks[0] == marks[1]
+    again = str(tmp_path / "again")
+    assert main([*train, "--model", f"{run}/adapter", "--out", again]) == 0
