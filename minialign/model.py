@@ -291,9 +291,7 @@ class Transformer(nn.Module):
         # Activation checkpointing, off unless a recipe asks for it: keep only the input of each
         # layer, and compute the rest again during the backward pass.
         self.recompute = False
-
-        # Rotary frequencies, once needed; no buffer, for they stay float32 and are in no file.
-        self.frequencies: Tensor | None = None
+        self.frequencies: Tensor | None = None      # rotary, once needed; float32, and in no file
 
         # The network proper.
         self.model = nn.ModuleDict({

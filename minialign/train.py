@@ -175,11 +175,12 @@ class Recipe:
 
     epochs: int = setting(1, "passes over the data", least=1)
     batch: int = setting(32, "prompts per update", least=1)
-    micro_batch: int = setting(
-        8, "most prompts per forward pass: fewer need less memory, the result is the same", least=1)
+    micro_batch: int | None = setting(
+        None, "most prompts per forward pass: fewer need less memory, the result is the same; 8 "
+              "unless given, or with pass_tokens as many as fit", least=1)
     pass_tokens: int | None = setting(
         None, "most tokens per forward pass, each prompt counted once: short examples then "
-              "go in larger passes than long ones, up to the micro batch", least=1)
+              "go in larger passes than long ones", least=1)
     lr: float = setting(
         1e-3, "peak learning rate; 5e-7 to 2e-6 for a 7 B model, around 5e-4 for a tiny one",
         above=0)
@@ -206,6 +207,9 @@ class Recipe:
 
     def __post_init__(self):
         check_settings(self)
+        if self.micro_batch is None:
+            most = 8 if self.pass_tokens is None else self.batch
+            object.__setattr__(self, "micro_batch", most)       # the dataclass is frozen
         in_one_pass = self.batch <= self.micro_batch and self.pass_tokens is None
         if self.inside_backward and not (in_one_pass and self.clip == math.inf):
             raise ValueError(
