@@ -79,7 +79,7 @@ class Cache:
             return None
 
         # In general, the token in slot t stands at position t.
-        distance = positions[:, :, None] - self.slots[: self.shown]     # (R, L, shown): how far back
+        distance = positions[:, :, None] - self.slots[: self.shown]     # (R, L, shown), backwards
         hidden = distance < 0
         if window is not None:
             hidden = hidden | (distance >= window)
@@ -87,10 +87,10 @@ class Cache:
         return added.masked_fill_(hidden, -torch.inf)[:, None]
 
     def take_over(self, begin: int, read: "Cache", repeat: int) -> None:
-        """Copy what another cache holds, every row of it `repeat` times, to rows from `begin` on."""
+        """Copy what another cache holds, each row of it `repeat` times, to rows from `begin` on."""
         rows = slice(begin, begin + repeat * read.k.shape[1])
         for ours, theirs in (self.k, read.k), (self.v, read.v):
-            part = ours[:, rows, :, : read.used]                        # (n_layer, rows, G, used, D)
+            part = ours[:, rows, :, : read.used]                    # (n_layer, rows, G, used, D)
             part.unflatten(1, (-1, repeat)).copy_(theirs[:, :, None, :, : read.used])
         self.used = read.used
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from minialign.bench.sheet import check_fits, sampling_sheet
 from minialign.data import Example, collate
@@ -22,6 +21,7 @@ from minialign.hf.folders import check_device
 from minialign.hf.rows import as_answer, as_key, read_rows
 from minialign.logps import batch_logps
 from minialign.model import Config
+from minialign.progress import bar
 from minialign.settings import setting
 from minialign.train import passes
 from minialign.verbs.flags import ALL_TURNS, CHAT, COLUMNS, DTYPES, reading
@@ -63,7 +63,7 @@ class Flags:
     batch: int = setting(16, "prompts at a time", least=1)
     seed: int = setting(0, "what the draws depend on", least=0, most=10**9)
     dtype: str = setting("float32", "the model's numbers", choices=DTYPES)
-    device: str = setting("cpu", "cpu, cuda, cuda:1, …")
+    device: str = setting("cpu", "cpu, cuda, cuda:1, mps, or auto: the best there is")
 
 
 def run(flags: Flags) -> None:
@@ -84,8 +84,8 @@ def run(flags: Flags) -> None:
         done -= done % flags.batch
     write_text(out, "".join(line + "\n" for line in lines[:done]))
 
-    bar = tqdm(total=len(prompts), initial=done, desc="sample", unit="prompt")
-    with open(out, "a", encoding="utf-8") as file, bar:
+    shown = bar(len(prompts), "sample", "prompt", done)
+    with open(out, "a", encoding="utf-8") as file, shown:
         for begin in range(done, len(prompts), flags.batch):
             here = slice(begin, begin + flags.batch)
             generator = torch.Generator(model.head.device)
@@ -96,20 +96,20 @@ def run(flags: Flags) -> None:
             for row in pool_rows(model, tokenizer, prompts[here], drawn, flags.system):
                 file.write(json.dumps({"draw": draw, **row}, ensure_ascii=False) + "\n")
             file.flush()
-            bar.update(len(prompts[here]))
+            shown.update(len(prompts[here]))
     print(f"{len(prompts)} prompts with {flags.k} answers each: {out}")
 
 
 def check_memory(config: Config, encoded: list[list[int]], flags: Flags) -> None:
     """ValueError, before a weight is read, if drawing takes more memory than there is."""
-    longest = max(map(len, encoded), default=1)
+    longest = max([1, *map(len, encoded)])
     new = min(flags.max_new_tokens, config.max_len - 1)
-    check_device(flags.device)
+    device = check_device(flags.device)
     parts = sampling_sheet(
-        config, flags.dtype, flags.device, min(flags.batch, len(encoded)), longest, flags.k, new,
+        config, flags.dtype, device, min(flags.batch, len(encoded)), longest, flags.k, new,
         flags.top_k)
     advice = "a smaller --batch, --k or --max-new-tokens, --dtype bfloat16"
-    check_fits(parts, flags.device, advice, "drawing answers")
+    check_fits(parts, device, advice, "drawing answers")
 
 
 def pool_rows(model, tokenizer, prompts: list, drawn: list[Pool], system: str | None) -> list[dict]:

@@ -1,6 +1,7 @@
 """The memory sheet against what the allocator counts in a real training step, and refusals."""
 
 import math
+import os
 import weakref
 from dataclasses import replace
 
@@ -139,3 +140,15 @@ def test_the_gradient_of_the_head_is_gone_when_the_network_goes_backward(monkeyp
     model.model["norm"].weight.register_hook(lambda _: alive.append(sums[-1]()))
     gradient(model, METHODS["sft"](), [Example(0, [1, 2], [[3, 4]])], 1)
     assert alive == [None]
+
+
+def test_where_nothing_tells_how_much_memory_there_is_nothing_is_refused(monkeypatch):
+    """Windows has neither /proc/meminfo nor os.sysconf."""
+    def absent(*_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", absent)
+    assert 0 < available("cpu") < math.inf
+    monkeypatch.delattr(os, "sysconf")
+    assert available("cpu") == math.inf
+    check_fits({"weights": 10**18}, "cpu", "nothing")

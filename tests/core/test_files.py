@@ -104,3 +104,12 @@ def test_writing_holds_one_tensor_at_a_time(tmp_path):
     """Those that must be copied first, as everything on a GPU, or here what lies in another way."""
     tensors = {f"w{i}": torch.zeros(500, 200).T for i in range(8)}
     assert allocated(lambda: write_tensors(tmp_path / "s", tensors)) <= 1.1 * 4 * 500 * 200
+
+
+def test_files_are_flushed_through_a_handle_that_may_write(tmp_path, monkeypatch):
+    """Windows flushes no other."""
+    fcntl = pytest.importorskip("fcntl")
+    modes = []
+    monkeypatch.setattr(os, "fsync", lambda fd: modes.append(fcntl.fcntl(fd, fcntl.F_GETFL)))
+    write_text(tmp_path / "t", "x")
+    assert [mode & os.O_ACCMODE for mode in modes] == [os.O_RDWR]

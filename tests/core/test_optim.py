@@ -183,7 +183,8 @@ def test_the_size_of_a_piece_changes_nothing(monkeypatch, dtype):
         p = torch.nn.Parameter(torch.linspace(-1, 1, 60).view(5, 12).to(dtype))
         optimizer = AdamW({"w": p}, weight_decay=0.1)
         for step in range(3):
-            p.grad = torch.linspace(1, step, 60).view(12, 5).T.to(dtype)  # gradients need not be contiguous
+            # gradients need not be contiguous
+            p.grad = torch.linspace(1, step, 60).view(12, 5).T.to(dtype)
             optimizer.step(0.1)
         results.append(p.detach())
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
