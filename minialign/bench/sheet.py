@@ -1,9 +1,10 @@
 """What a training step will hold in memory, counted from shapes before anything is allocated.
 
-Also what sampling will hold. Counted is the fullest moment: of a training step between the forward and the backward pass, while the last logits are
+Counted is the fullest moment: between the forward and the backward pass, while the last logits are
 alive, with the gradients of earlier passes kept. `allocated` measures the same in a step that is
-really done, and a test holds the two together. Not counted are CUDA's own context (about 0.5 GiB)
-and what the allocator loses between blocks.
+really done, and a test holds the two together. `sampling_sheet` does the same for drawing answers.
+Not counted are CUDA's own context and what the allocator loses between blocks: for those a GPU has
+to have some memory to spare.
 """
 
 import json
