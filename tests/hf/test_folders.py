@@ -578,6 +578,7 @@ def test_real_checkpoints_match_their_references_and_survive_saving(shared_data,
 def test_flash_attention_is_chosen_where_cuda_begins(monkeypatch, device, chosen):
     """cuDNN would plan for every new shape. Where there is no GPU, a CPU stands for it."""
     zeros, calls = torch.zeros, []
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch, "zeros", lambda *shape, device: zeros(*shape))
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", calls.append)
     check_device(device)
