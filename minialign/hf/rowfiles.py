@@ -28,8 +28,7 @@ def read_file(path) -> list[tuple[str, dict]]:
     with the place, and for one without rows.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}; {KINDS}")
+    check_regular(path)
     if path.is_dir():
         rows = arrow_rows(path)
     elif path.suffix == ".parquet":
@@ -42,6 +41,14 @@ def read_file(path) -> list[tuple[str, dict]]:
     if not rows:
         raise ValueError(f"{path} has no rows; {KINDS}")
     return rows
+
+
+def check_regular(path: Path) -> None:
+    """FileNotFoundError if nothing is there, ValueError for a pipe or a device."""
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}; {KINDS}")
+    if not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is a pipe or a device, which cannot be read twice; {KINDS}")
 
 
 # ------------------------------------------------------------------------------------------- JSON
