@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from minialign.data import Example
 from minialign.files import write_json, write_tensors
-from minialign.hf.rowfiles import KINDS
+from minialign.hf.rowfiles import data_file
 from minialign.methods import Method
 from minialign.optim import AdamW
 
@@ -92,11 +92,10 @@ def fingerprint(path: str | None) -> str | None:
     """
     if path is None:
         return None
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no such file: {path}; {KINDS}")
-    files = [Path(path)]
-    if Path(path).is_dir():
-        files = sorted(file for file in Path(path).iterdir() if file.is_file())
+    path = data_file(path)
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
