@@ -345,7 +345,7 @@ def side_by_side(data: dict, prompts: list[str]) -> str:
     return "\n".join(lines)
 
 
-# --------------------------------------------------------------------------- the choice of the rates
+# ------------------------------------------------------------------------ the choice of the rates
 
 def tune(lab: Lab) -> Findings:
     """Every row at every rate, on the development openings.
