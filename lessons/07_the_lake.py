@@ -19,12 +19,11 @@ import torch
 from minialign.lab import plot
 from minialign.methods import METHODS
 from toy import lake as lakes
-from toy.maps import find
 from toy.plot import policy_map, walk
 from toy.policy import Data, Table, dice, step, train, trajectories
 
 args = check.options()
-lake = lakes.make(find("8x8"), slippery=True)       # P (S, 4, S) from gymnasium's own table, and the solution
+lake = lakes.make(lakes.find("8x8"), slippery=True) # P (S, 4, S) from gymnasium's own table, and the solution
 S, N = len(lake.start), 3 if args.fast else 10      # cells; students, each of whom watches other walks
 side_by_side = lakes.stack([lake] * N)              # toy/ trains N policies as one tensor program
 seeds = list(range(N))
@@ -40,7 +39,7 @@ sft = METHODS["sft"](reduction="seq_sum")           # the method of lesson 04, f
 # n(s) is how often the walk was in s, n(s, a) how often it did a there. A cell where it never was has gradient *zero*.
 
 # %%
-untrained = Table.fresh(seeds, None, S)             # logits uniform within ±1: weak preferences of no meaning
+untrained = Table.fresh(seeds, S)                   # logits uniform within ±1: weak preferences of no meaning
 teacher = torch.nn.functional.one_hot(lake.expert, 4).double()
 rolls = dice(seeds, "rollouts", 3 if args.fast else 30, 150, 2)         # (N, walks, steps, 2): all chance there is
 states, actions, mask = lakes.sample(side_by_side, teacher.expand(N, S, 4), rolls)
@@ -65,10 +64,10 @@ print(f"cells with a gradient: {int((gradient[0] != 0).any(1).sum())} of {int((~
 # one trap: `seq_mean` (IFT's code) divides by the length of a walk, and a step of the short road counts more.
 
 # %%
-fork = lakes.make(find("two-path"))                 # a short and a long road around a hole
+fork = lakes.make(lakes.find("two-path"))           # a short and a long road around a hole
 both = trajectories([[fork.best, fork.worse]])
 for reduction in "seq_sum", "seq_mean":
-    student, _ = train(Table.fresh([0], None, len(fork.start)), lakes.stack([fork]), both, METHODS["sft"](reduction=reduction),
+    student, _ = train(Table.fresh([0], len(fork.start)), lakes.stack([fork]), both, METHODS["sft"](reduction=reduction),
                        steps=200, lr=0.2)
     print(f"{reduction:8} takes the short road ({len(fork.best)} steps, the other {len(fork.worse)}) with chance "
           f"{float(student.probabilities()[0, fork.best[0][0], fork.best[0][1]]):.3f}")
@@ -164,8 +163,7 @@ def ask(function):
         luck, sd = float(lake.goals[path[0, :, -1]].double().mean()), (chance * (1 - chance) / W) ** 0.5
         print(f"you say {chance:.4f}; {W} walks say {luck:.4f}, {abs(luck - chance) / sd:.1f} standard deviations away")
         crowd = path[0, :30, : 4 if args.fast else 60].T                # (steps, 30)
-        panel = {"words": "students of one walk", "color": plot.COLOR["sft"], "positions": crowd}
-        print("and here they go:", walk([panel], lake.rows, check.OUT, "07_walk"))
+        print("and here they go:", walk(crowd, lake.rows, plot.COLOR["sft"], check.OUT, "07_walk"))
 
 
 ask(your_success)

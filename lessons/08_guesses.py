@@ -26,7 +26,7 @@ from minialign.logps import batch_logps
 from minialign.methods import METHODS
 from minialign.train import fit
 from toy import lake as lakes
-from toy.metrics import measure
+from toy.measure import measure
 from toy.rows import find_row, train_row
 from toy.world import prepare
 
@@ -199,7 +199,7 @@ print(f"On the GPT: SFT {sft:.3f}; γ = {paper[0]:g}, λ = {paper[1]:g} (the pap
 # %% [markdown]
 # Exposure is not what imitation lacks: labels are. Beside the path, IFT repeats the demonstration's next action. Where that is
 # right, it helps (and so does a random guess); where it is wrong, it unlearns what the policy knew; and right labels in the very
-# same cells help in both. `python -m toy --study labels` has 300 mazes and the intervals.
+# same cells help in both. `python -m toy --study labels` has 100 mazes and the intervals.
 #
 # ## Exercise ●●○ (15 minutes)
 # From losses c and γ > 0: the weights if S_t/Z are constants, the weights if they carry gradient, and which one is the release.

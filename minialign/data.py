@@ -70,7 +70,7 @@ class Rows:
 
     tokens: Tensor                  # (1, L) int
     positions: Tensor              # (1, L) int: each answer goes on counting where its prompt ended
-    texts: Tensor         # (X, M) int: X texts of prompt + answer, places on the row, padded with 0
+    texts: Tensor         # (X, M) int: X texts of prompt + answer, as places on the row
     y: Tensor                       # (A, B, T) int: the response tokens
     source: Tensor               # (A, B, T) int: the place on the row whose hidden state predicts y
     mask: Tensor                    # (A, B, T) bool: y is a token of an answer
@@ -83,7 +83,8 @@ class Batch:
 
     An answer whose mask is empty is absent. Only the mask must be given; a method that lacks
     something says so. Numbers that one method alone asks for go by name into `extra`:
-    `Batch(mask, kl_logps=…)` keeps them as `batch.extra["kl_logps"]`.
+    `Batch(mask, kl_logps=…)` keeps them as `batch.extra["kl_logps"]`. They belong to the whole
+    batch: `part` hands them on uncut.
     """
 
     mask: Tensor                            # (A, B, T) bool: this is a token of that answer
@@ -142,6 +143,9 @@ class Batch:
 def move(value, device):
     """A tensor, or all tensors of a Rows or a dict, on `device`; anything else as it is."""
     if isinstance(value, Tensor):
+        # Apple's GPUs have no float64. The log-probs there are float32, so nothing is lost.
+        if torch.device(device).type == "mps" and value.dtype == torch.float64:
+            value = value.float()
         return value.to(device)
     if isinstance(value, dict):
         return {name: move(x, device) for name, x in value.items()}

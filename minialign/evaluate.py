@@ -9,11 +9,11 @@ import re
 from collections import Counter
 
 import torch
-from tqdm import tqdm
 
 from minialign.data import collate
 from minialign.generate import answers
 from minialign.logps import batch_logps
+from minialign.progress import tracked
 
 
 @torch.no_grad()
@@ -22,10 +22,10 @@ def answer_logps(model, examples, batch_size: int,
     """Summed log-prob and number of tokens of every answer of every example."""
     sums, lengths = [], []
     begins = range(0, len(examples), batch_size)
-    for begin in tqdm(begins, desc="log-probs", disable=not progress, leave=False):
+    for begin in tracked(begins, "log-probs", show=progress):
         part = examples[begin : begin + batch_size]
         batch = collate(part).to(model.head.device)
-        l = batch_logps(model, batch).double().sum(-1)                  # (A, b)
+        l = batch_logps(model, batch).cpu().double().sum(-1)            # (A, b)
         if not l.isfinite().all():
             raise FloatingPointError("the model's log-probs are not finite; "
                                      "its weights are damaged or overflow in this dtype")
@@ -88,7 +88,7 @@ def compare_answers(model, tokenizer, prompts: list[list[int]], wanted: list[str
     """Answer the prompts greedily: marks against the wanted texts, and the answers to read."""
     generated = []
     begins = range(0, len(prompts), batch_size)
-    for begin in tqdm(begins, desc="answers", disable=not progress, leave=False):
+    for begin in tracked(begins, "answers", show=progress):
         part = prompts[begin : begin + batch_size]
         pools = answers(model, tokenizer, part, 1, max_new_tokens, temperature=0.0)
         for pool in pools:

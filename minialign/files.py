@@ -30,8 +30,9 @@ def replacing(path) -> Iterator[Path]:
         # Some libraries put a file of their own in its place, which its owner alone may read.
         unfinished.chmod(permissions)
 
-        # Everything must be on the disk before the file gets its name.
-        with open(unfinished, "rb") as file:
+        # Everything must be on the disk before the file gets its name. Windows wants the file
+        # open for writing.
+        with open(unfinished, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
     finally:

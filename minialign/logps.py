@@ -1,6 +1,6 @@
 """The vocabulary head: log-probs of given tokens from hidden states, and the way back.
 
-Only the functions of this file make logits or turn them into gradients. `score` and
+In training, only the functions of this file make logits or turn them into gradients. `score` and
 `logit_gradient` are two of the three steps that train.py puts together: score → weigh → push.
 `linear_logps` is the same mathematics as a differentiable function, for everything else. Both rest
 on two lines, for logits z and a target token y:
@@ -14,10 +14,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from minialign.data import Batch, Example, collate
 from minialign.model import wide
+from minialign.progress import tracked
 
 CHUNK_ELEMENTS = 2**24      # logits to work on at a time: 64 MB in float32
 
@@ -33,7 +33,8 @@ def score(
     hidden   (N, C) hidden states, each of which predicts one target; no graph is built
     head     (V, C) the vocabulary head
     targets  (N,) int
-    memory   (N, V) float32 or wider, to compute in: allocating it takes as long as using it
+    memory   (N, V) float32 or wider, to compute in, since allocating it takes as long as the
+             arithmetic
     →        the targets' log-probs (N,), and log_p (N, V), in `memory` if that was given; both
              float32 or wider
     """
@@ -77,8 +78,8 @@ def linear_logps(
     chunk    rows that go through at a time; what fits into CHUNK_ELEMENTS logits unless given
     →        (N,) float32 (float64 for float64 input)
 
-    All that is kept for the backward pass is one logsumexp per row. ValueError for shapes that do
-    not fit, targets outside the vocabulary, and a chunk below 1.
+    Beside its inputs it keeps only one logsumexp per row for the backward pass. ValueError for
+    shapes that do not fit, targets outside the vocabulary, and a chunk below 1.
     """
     fits = hidden.dim() == 2 and weight.dim() == 2 and hidden.shape[1] == weight.shape[1]
     if not fits or targets.shape != hidden.shape[:1]:
@@ -165,19 +166,26 @@ def add_reference(
     This is the frozen reference that some methods measure from. It is asked once, before training,
     and need not stay in memory. What is known already, from the file of a pool, stays.
     """
-    todo = [e for e in examples if e.ref_logps is None or None in e.ref_logps]
+    todo = [e for e in examples if unknown_answers(e)]
     starts = range(0, len(todo), micro_batch)
-    for i in tqdm(starts, desc="reference", disable=not progress, leave=False):
+    for i in tracked(starts, "reference", show=progress):
         part = todo[i : i + micro_batch]
 
         # Ask for the answers whose log-prob is not known: all others count as absent.
         asked = []
         for e in part:
-            known = e.ref_logps or [None] * len(e.answers)
-            unknown = [a if l is None else [] for a, l in zip(e.answers, known, strict=True)]
-            asked.append(replace(e, answers=unknown, ref_logps=None))
-        sums = batch_logps(model, collate(asked).to(model.head.device)).sum(-1).double()    # (A, B)
+            ask = unknown_answers(e)
+            answers = [answer if a in ask else [] for a, answer in enumerate(e.answers)]
+            asked.append(replace(e, answers=answers, ref_logps=None))
+        sums = batch_logps(model, collate(asked).to(model.head.device)).sum(-1)     # (A, B)
+        sums = sums.cpu().double()
 
         for e, new in zip(part, sums.T.tolist(), strict=True):
             known = e.ref_logps or [None] * len(e.answers)
             e.ref_logps = [new[a] if l is None else l for a, l in enumerate(known)]
+
+
+def unknown_answers(example: Example) -> list[int]:
+    """The numbers of the answers that are present and whose reference log-prob is not known."""
+    known = example.ref_logps or [None] * len(example.answers)
+    return [a for a, answer in enumerate(example.answers) if answer and known[a] is None]

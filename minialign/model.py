@@ -1,8 +1,8 @@
 """One decoder-only Transformer. GPT-2, Llama, Qwen and others are values of `Config`, not classes.
 
 It maps tokens (or embeddings) to hidden states and stops there: the vocabulary head, the expensive
-part of alignment, is in logps.py, generation is in generate.py, and what rotary positions turn by
-is in rope.py. There is no dropout here, no training loop, no loss, and nothing that reads files.
+part of alignment, is in logps.py, generation is in generate.py, and the angles of rotary positions
+are in rope.py. There is no dropout here, no training loop, no loss, and nothing that reads files.
 
 Shapes in the comments: R rows of L tokens, C the width, H heads of D numbers each, G heads that
 keep keys and values, F the width inside the MLP, V the vocabulary. Where several answers share the
@@ -46,7 +46,7 @@ class Config:
     rope_scaling: tuple | None = None  # ("linear", factor), or ("llama3", factor, low_freq_factor,
                                        # high_freq_factor, old_max_len), or ("yarn", factor,
                                        # beta_fast, beta_slow, old_max_len, attention_factor)
-    no_rope: tuple[int, ...] = ()      # layers, counted from 0, that turn nothing (SmolLM3)
+    no_rope: tuple[int, ...] = ()      # layers, from 0, without rotary positions (SmolLM3)
     mlp: str = "swiglu"                # "swiglu" | "gelu" (the tanh form of GPT-2)
     bias: bool = False                 # in every linear layer of the blocks
     qkv_bias: bool = False             # in q, k and v (Qwen2); implied by bias
@@ -177,7 +177,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation, mask: Tensor | None, regroup, cache_entry) -> Tensor:
         """(R, L, C) → (R, L, C).
 
-        rotation     (cos, sin) of all tokens' angles, (R, L, 1, D/2) each; None: nothing turns
+        rotation     (cos, sin) of all tokens' angles, (R, L, 1, D/2) each; None: no rotation
         mask         who may look at whom, True = may; None: plain causal attention
         regroup      (texts, first places), from rows to texts and back; None: every row is a text
         cache_entry  (cache, number of this layer, positions); None outside generation
@@ -383,7 +383,7 @@ class Transformer(nn.Module):
     def logits(self, tokens: Tensor) -> Tensor:
         """(B, T) tokens → (B, T, V) float32 logits, all of them: for checks and lessons.
 
-        Training never builds them; see logps.py.
+        Training never holds all of them at once; see logps.py.
         """
         return (self(tokens) @ self.head.T).float()
 

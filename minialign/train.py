@@ -121,10 +121,12 @@ def fused_pass(model, method: Method, batch: Batch) -> tuple[Tensor, Tensor, dic
 
 def gradient(model, method: Method, chosen: list[Example], micro_batch: int,
              pass_tokens: int | None = None) -> tuple[float, dict[str, float]]:
-    """Leave the exact gradient of one update's loss in `.grad`, in however many forward passes.
+    """Add the exact gradient of one update's loss to `.grad`, in however many forward passes.
 
-    Returns the loss and the mean of the method's own numbers. Every pass divides by the counts of
-    the whole update, so the passes add up, and nothing has to be rescaled.
+    Returns the loss, and means: of the method's own numbers over examples, and over tokens
+    "logp_wanted" and "logp_others", the log-probs of the wanted answers and of the others that the
+    method reads. Every pass divides by the counts of the whole update, so the passes add up, and
+    nothing has to be rescaled.
     """
     answers = sum(bool(answer) for e in chosen for answer in e.answers)
     counts = Counts(len(chosen), answers, sum(len(e.answers[0]) for e in chosen))
@@ -136,13 +138,20 @@ def gradient(model, method: Method, chosen: list[Example], micro_batch: int,
     parts = method.prepare(model, parts)
 
     loss, sums = 0.0, {}
+    logp_sums, tokens = torch.zeros(2, 2, dtype=torch.float64)      # of wanted answers, of others
     for part in parts:
-        part_loss, _, info = fused_pass(model, method, part)
+        part_loss, logps, info = fused_pass(model, method, part)
         loss += float(part_loss)
+        logp_sums += torch.stack([logps[0].sum(), logps[1:].sum()]).cpu()
+        tokens += torch.stack([part.mask[0].sum(), part.mask[1:].sum()]).cpu()
         for name, values in info.items():
             sums[name] = sums.get(name, 0.0) + float(values.sum())
     sums.pop("loss_per_example", None)                      # its mean is the loss itself
-    return loss, {name: total / len(chosen) for name, total in sums.items()}
+    means = {name: total / len(chosen) for name, total in sums.items()}
+    for name, total, n in zip(("logp_wanted", "logp_others"), logp_sums, tokens, strict=True):
+        if n > 0:
+            means[name] = float(total / n)
+    return loss, means
 
 
 def passes(
@@ -219,7 +228,8 @@ class Recipe:
 class Diverged(FloatingPointError):
     """The loss or the gradient is no longer a finite number.
 
-    The parameters are still those before this update. What a method remembers, DFT's u, has moved
+    The parameters are still those before this update, unless they moved during it
+    (inside_backward). What a method remembers, DFT's u, has moved
     on: go back to the last checkpoint.
     """
 
@@ -234,10 +244,10 @@ def fit(
 ) -> Iterator[dict]:
     """Train; a generator that yields one record after every update.
 
-    A record is {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds", and the
-    method's own numbers}. `optimizer` and `start` continue an interrupted run. Diverged is raised
-    before an update that would spoil the parameters (with inside_backward right after it: then only
-    a checkpoint is good).
+    A record is {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds", and what
+    `gradient` returns besides the loss}. `optimizer` and `start` continue an interrupted run.
+    Diverged is raised before an update that would spoil the parameters (with inside_backward right
+    after it: then only a checkpoint is good).
     """
     optimizer = optimizer or build_optimizer(model, recipe)
     updates = recipe.updates(len(examples))
@@ -248,7 +258,10 @@ def fit(
 
         # The gradient of the whole update. With inside_backward the parameters move while it is
         # computed.
-        with optimizer.inside_backward(lr) if recipe.inside_backward else nullcontext() as norms:
+        moving = nullcontext()
+        if recipe.inside_backward:
+            moving = optimizer.inside_backward(lr)
+        with moving as norms:
             loss, info = gradient(model, method, chosen, recipe.micro_batch, recipe.pass_tokens)
         if recipe.inside_backward:
             norm = float(torch.stack(norms).norm())

@@ -13,6 +13,7 @@ WINGS = ("core", "hf", "bench", "lab", "verbs")  # each imports only what stands
 CORE = (
     "settings",
     "files",
+    "progress",
     "stats",
     "rope",
     "model",

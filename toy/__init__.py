@@ -2,6 +2,6 @@
 
 Begin with lake.py, the process itself: what is optimal, and how often a policy succeeds, are solved
 for. policy.py has the small networks that walk on it, IFT's residual, and score → weigh → push.
-paths.py finds the two demonstrations. compare.py runs every method and prints the table of
-`python -m toy`. studies/ then asks one question per file. Nothing in minialign imports this folder.
+compare.py runs every method and prints the table of `python -m toy`. labels.py asks what IFT's
+labels are worth. Nothing in minialign imports this folder.
 """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from minialign.settings import setting
 
 # A study chooses these for itself; they belong to the comparison alone.
-COMPARISON_ONLY = ("map", "slippery", "base", "methods", "policy", "episodes", "animate")
+COMPARISON_ONLY = ("map", "slippery", "base", "methods")
 
 
 @dataclass(frozen=True)
@@ -17,61 +17,38 @@ class Flags:
     95 % intervals and draws it."""
 
     study: str | None = setting(
-        None, "answer one question instead: when are IFT's labels right, two paths, the dose, "
-        "216 designs", choices=("labels", "paths", "lambda", "designs", "all"))
+        None, "answer one question instead: when are IFT's labels right? In mazes and a corridor",
+        choices=("labels",))
     map: str = setting(
-        "4x4", "4x4, 8x8 (gymnasium's), corridor, two-path (ours), maze (6x6, one per seed) "
-        "or a text file of SFHG")
+        "4x4", "gymnasium's maps, ours (corridor, two-path), or a random 6x6 maze for each seed",
+        choices=("4x4", "8x8", "corridor", "two-path", "maze"))
     slippery: bool = setting(
         False, "two of three steps slip, gymnasium's default; off, as the paper has one optimal "
         "trajectory")
     base: str = setting(
-        "random", "the policy before alignment, which the paper does not describe: untrained, "
-        "taught by a mostly random expert, or taught the sub-optimal trajectory",
-        choices=("random", "noisy", "suboptimal"))
+        "random", "the policy before alignment, which the paper does not describe: untrained, or "
+        "taught by a mostly random expert", choices=("random", "noisy"))
     seeds: int | None = setting(
-        None, "how many; all train side by side, so more cost little; unless given, 40 for the "
-        "comparison, 100 for --study labels, 40 for paths and lambda, 20 for designs",
-        least=1, most=10_000)
+        None, "how many; all train side by side, so more cost little; unless given, 40, and 100 "
+        "for --study labels", least=1, most=10_000)
     first_seed: int = setting(
         0, "the first seed; 9001 and on were never used to choose anything", least=0, most=2**32)
     methods: str = setting(
         "sft,asft,dft,ift_eq21,ift_simple,ift,dpo,orpo", "minialign's methods separated by commas, "
         "or all; ift_eq21 is IFT's formula, ift its released weights, ift_simple the plain sum; "
-        "three controls always run")
+        "five controls always run")
     lam: float = setting(
         0.5, "IFT: share of the policy's own guess; half shows clearly what it does; the paper's "
         "language runs: 0.2", least=0.0, most=1.0)
-    gamma: float = setting(
-        0.95, "IFT, released weights: decay of the relation propagation; the paper's value",
-        least=0.0, most=1.0)
-    guess: str = setting(
-        "expected", "IFT: where the policy's own action leads, averaged over its probabilities, "
-        "or its likeliest action alone (the paper leaves it open; its code for language takes "
-        "the likeliest)", choices=("expected", "greedy"))
     steps: int = setting(
         100, "full-batch training steps; enough for SFT to walk the demonstrated path",
         least=1, most=10_000)
     lr: float = setting(
-        0.01, "learning rate of the main table; a second table gives each method its own",
+        0.01, "Adam's learning rate in the main table; a second table gives each method its own",
         above=0.0)
-    optimizer: str = setting(
-        "adam", "adam rescales every step, so that even a tiny dose of residual counts; sgd keeps "
-        "proportions (try --lr 2)", choices=("adam", "sgd"))
-    policy: str = setting(
-        "network", "the paper's two layers, or a table: one row of logits per state, where "
-        "nothing generalises", choices=("network", "table"))
-    episodes: int = setting(
-        1000, "episodes per row played in gymnasium to confirm the exact values; 0 = none", least=0)
-    animate: bool = setting(
-        False, "also write a GIF of the policies walking the lake under 10 % noise")
     json: str | None = setting(
         None, "write every number of every seed to this file", metavar="FILE")
     out: str = setting("out", "folder for the pictures", metavar="DIR")
 
     def all_seeds(self) -> list[int]:
         return list(range(self.first_seed, self.first_seed + self.seeds))
-
-    def training(self) -> dict:
-        """How a row of the table is trained."""
-        return {"steps": self.steps, "lr": self.lr, "optimizer": self.optimizer}

@@ -17,6 +17,20 @@ from torch import Tensor
 from toy.paths import Path, best_path, worse_path
 
 DISCOUNT = 0.99         # below 1, so that optimal means shortest and not merely "never drowns"
+CORRIDOR = ("SFFHFFG", "FFFHFFF", "FFFHFFF", "FFFHFFF", "FFFHFFF", "FFFFFFF", "FFFFFFF")
+OURS = {"corridor": CORRIDOR, "two-path": ("SFFFG", "FHHHF", "FFFFF")}
+
+
+def find(name: str, seed: int = 0) -> tuple[str, ...]:
+    """One of gymnasium's maps or ours, as rows of S (start), F (frozen), H (hole) and G (goal).
+
+    "maze" is the random 6×6 map of a seed.
+    """
+    from gymnasium.envs.toy_text.frozen_lake import MAPS, generate_random_map
+
+    if name == "maze":
+        return tuple(generate_random_map(6, 0.8, seed))
+    return OURS[name] if name in OURS else tuple(MAPS[name])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""What several pictures of the lake share: the map, a policy on it, walkers, seeds, curves.
+"""What several pictures of the lake share: the map, a policy on it, walkers, seeds.
 
-A colour belongs to a row of the table in every picture. Pictures of one study stand beside it.
+A colour belongs to a row of the table in every picture.
 """
 
 from pathlib import Path
@@ -11,13 +11,14 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from torch import Tensor
 
 from minialign.files import replacing
-from minialign.lab.plot import COLOR, clean
+from minialign.lab import plot
+from minialign.lab.plot import COLOR
 from toy.lake import Lake
-from toy.report import interval
+from toy.measure import interval
 from toy.rows import words
 
-OURS = {"ift_simple": "#8db600", "neighbour noise": "#b2abd2", "oracle labels": "#5e3c99"}
-DASHES = {"ift_simple": (0, (5, 2)), "ift": (0, (1.5, 1.5))}    # IFT's variants often coincide
+OURS = {"ift_simple": "#8db600", "soft mix": "#b8860b",
+        "neighbour noise": "#b2abd2", "oracle labels": "#5e3c99", "oracle soft": "#9970ab"}
 HOLE, GOAL, WRONG = "#27496d", "#f4c430", "#d62728"
 STEP = torch.tensor([[-1, 0], [0, 1], [1, 0], [0, -1]])     # (x, y) of left, down, right, up
 BOLD = {"fontsize": 11, "fontweight": "bold"}
@@ -25,7 +26,7 @@ TITLE = {"loc": "left", **BOLD}
 
 
 def color_of(name: str) -> str:
-    return OURS.get(name) or COLOR.get(name, "#777777")
+    return plot.color_of(name, OURS)
 
 
 # ------------------------------------------------------------------------------ on the map
@@ -78,48 +79,32 @@ def demonstrations(axes, lake: Lake) -> None:
     axes.set_title("optimal, and sub-optimal (dotted)", fontsize=9.5)
 
 
-def walk(walks: list[dict], rows: tuple[str, ...], folder, name: str) -> Path:
-    """A GIF of many walkers per panel. A panel: words, color, positions (frames, walkers)."""
+def walk(positions: Tensor, rows: tuple[str, ...], color: str, folder, name: str) -> Path:
+    """A GIF of many walkers, one step per frame. `positions` (frames, walkers) are states."""
     columns, letters = len(rows[0]), "".join(rows)
     holes = torch.tensor([letter == "H" for letter in letters])
     goals = torch.tensor([letter == "G" for letter in letters])
-    figure, panels = grid(len(walks), 2.5, 2.5 * len(rows) / columns + 0.6)
-    frames, walkers = walks[0]["positions"].shape
+    figure, axes = plt.subplots(figsize=(3.5, 3.5 * len(rows) / columns + 0.5))
+    ground(axes, rows)
+    (crowd,) = axes.plot([], [], "o", color=color, markersize=4, markeredgecolor="white",
+                         markeredgewidth=0.4)
 
     # Every walker keeps to a spot of its own within the cell, so that one sees how many they are.
-    spot = torch.rand(walkers, 2, generator=torch.Generator().manual_seed(0)) * 0.7 - 0.35
-    crowds = []
-    for axes, panel in zip(panels, walks, strict=True):
-        ground(axes, rows)
-        crowds += axes.plot([], [], "o", color=panel["color"], markersize=4,
-                            markeredgecolor="white", markeredgewidth=0.4)
+    generator = torch.Generator().manual_seed(0)
+    spot = torch.rand(positions.shape[1], 2, generator=generator) * 0.7 - 0.35
 
     def draw(frame):
-        for axes, crowd, panel in zip(panels, crowds, walks, strict=True):
-            at = panel["positions"][frame]
-            crowd.set_data(at % columns + spot[:, 0], at // columns + spot[:, 1])
-            counts = f"{int(goals[at].sum())} at the goal, {int(holes[at].sum())} drowned"
-            axes.set_title(f"{panel['words']}\n{counts}", fontsize=9)
+        at = positions[frame]
+        crowd.set_data(at % columns + spot[:, 0], at // columns + spot[:, 1])
+        axes.set_title(f"{int(goals[at].sum())} at the goal, {int(holes[at].sum())} drowned")
 
-    figure.tight_layout()
     path = Path(folder) / f"{name}.gif"
     with replacing(path) as unfinished:
         gif = unfinished.with_suffix(".gif")        # the writer knows the format by its ending
-        FuncAnimation(figure, draw, frames).save(gif, writer=PillowWriter(fps=4), dpi=80)
+        FuncAnimation(figure, draw, len(positions)).save(gif, writer=PillowWriter(fps=4), dpi=80)
         gif.replace(unfinished)
     plt.close(figure)
     return path
-
-
-def grid(n: int, width: float, height: float):
-    """A figure with n panels, at most five in a line, and its panels; places left stay empty."""
-    across = min(n, 5)
-    down = -(-n // across)
-    size = (width * across, height * down)
-    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False)
-    for empty in axes.flat[n:]:
-        empty.axis("off")
-    return figure, list(axes.flat[:n])
 
 
 # ------------------------------------------------------------------------------ over seeds
@@ -140,27 +125,6 @@ def seeds(axes, measured: dict[str, Tensor], line: float | None = None) -> None:
         mean, half = interval(x)
         axes.errorbar(mean, y, xerr=half, fmt="|", color=color, markersize=13,
                       markeredgewidth=2.5, linewidth=2.5)
-    name_lines(axes, [words(name) for name in measured])
+    axes.set_yticks(range(len(measured)), [words(name) for name in measured], fontsize=9)
+    axes.set_ylim(len(measured) - 0.4, -0.6)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def name_lines(axes, names: list[str]) -> None:
-    """A name at every line of a panel, the first at the top."""
-    axes.set_yticks(range(len(names)), names, fontsize=9)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-
-
-def curves(axes, x: Tensor, measured: dict[str, Tensor], legend: str | None = "best") -> None:
-    """Mean line and 95 % band per row of the table, each (len(x), N).
-
-    There is a legend, and no names at the ends, since the lines often coincide.
-    """
-    for name, y in measured.items():
-        mean, half = torch.tensor([interval(at) for at in y]).T
-        axes.plot(x, mean, color=color_of(name), linewidth=2.2, linestyle=DASHES.get(name, "-"),
-                  label=words(name))
-        axes.fill_between(x, mean - half, mean + half, color=color_of(name), alpha=0.15,
-                          linewidth=0)
-    clean(axes)
-    if legend:
-        axes.legend(frameon=False, fontsize=9, loc=legend)

@@ -8,7 +8,7 @@ N policies, one per seed, train side by side. Everything carries a leading N, so
 and `counts` tells the method to divide by the examples of one seed.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -34,51 +34,38 @@ def dice(seeds: list[int], part: str, *shape: int) -> Tensor:
 
 @dataclass
 class Table:
-    """A softmax table: four logits per feature.
+    """A softmax table: four logits per state. parameters: [W (N, S, 4)]."""
 
-    A state's features are a row of `features` (N, S, F); None means one feature per state, the
-    identity matrix, which nobody has to multiply with. parameters: [W (N, F, 4)].
-    """
-
-    features: Tensor | None
     parameters: list[Tensor]
 
     @classmethod
-    def fresh(cls, seeds: list[int], features: Tensor | None, S: int):
+    def fresh(cls, seeds: list[int], S: int):
         """Untrained: logits uniform within ±1, a random policy with weak preferences."""
-        n_features = S if features is None else features.shape[-1]
-        return cls(features, [2 * dice(seeds, "base", n_features, 4) - 1])
+        return cls([2 * dice(seeds, "base", S, 4) - 1])
 
     def copy(self):
-        return replace(self, parameters=[p.clone() for p in self.parameters])
+        return type(self)([p.clone() for p in self.parameters])
 
     def forward(self, rows: Tensor | None = None) -> tuple[Tensor, tuple]:
         """Logits (N, M, 4) of M inputs, and what `gradient` needs to know of them.
 
-        An input is a row of `rows` (N, M, S), a distribution over the states; None stands for
-        every state once.
+        An input is a row of `rows` (N, M, S), a distribution over the states. None stands for
+        every state once, the identity matrix, which nobody has to multiply with.
         """
-        x = self.read(rows)
-        return self.first(x), (x,)
+        return self.first(rows), (rows,)
 
     def gradient(self, kept: tuple, d_logits: Tensor) -> list[Tensor]:
         """∂loss/∂parameters from ∂loss/∂logits."""
-        (x,) = kept
-        return [self.d_first(x, d_logits)]
+        (rows,) = kept
+        return [self.d_first(rows, d_logits)]
 
-    def read(self, rows: Tensor | None) -> Tensor | None:
-        """The features of the inputs, x (N, M, F); None stands for the identity matrix."""
-        if self.features is None:
-            return rows
-        return self.features if rows is None else rows @ self.features
+    def first(self, rows: Tensor | None) -> Tensor:
+        """The inputs times the first parameter."""
+        return self.parameters[0] if rows is None else rows @ self.parameters[0]
 
-    def first(self, x: Tensor | None) -> Tensor:
-        """x times the first parameter."""
-        return self.parameters[0] if x is None else x @ self.parameters[0]
-
-    def d_first(self, x: Tensor | None, d: Tensor) -> Tensor:
+    def d_first(self, rows: Tensor | None, d: Tensor) -> Tensor:
         """The gradient of the first parameter from that of the product."""
-        return d if x is None else x.mT @ d
+        return d if rows is None else rows.mT @ d
 
     def probabilities(self) -> Tensor:
         return self.forward()[0].softmax(-1)                            # (N, S, 4)
@@ -86,48 +73,35 @@ class Table:
 
 @dataclass
 class Network(Table):
-    """The paper's two fully connected layers: features → tanh → four logits.
+    """The paper's two fully connected layers: one-hot state → tanh → four logits.
 
-    parameters: [W1 (N, F, H), b1 (N, 1, H), W2 (N, H, 4), b2 (N, 1, 4)].
+    parameters: [W1 (N, S, H), b1 (N, 1, H), W2 (N, H, 4), b2 (N, 1, 4)].
     """
 
     @classmethod
-    def fresh(cls, seeds, features, S, width: int = 64):
+    def fresh(cls, seeds, S, width: int = 64):
         """Untrained: uniform within ±1/√(numbers that feed it), the default of torch.nn.Linear."""
-        n_features = S if features is None else features.shape[-1]
-        shapes = [(n_features, width), (1, width), (width, 4), (1, 4)]
-        feeds = [n_features, n_features, width, width]
+        shapes = [(S, width), (1, width), (width, 4), (1, 4)]
+        feeds = [S, S, width, width]
         drawn = dice(seeds, "base", sum(rows * columns for rows, columns in shapes))
         parameters, begin = [], 0
         for (rows, columns), fed_by in zip(shapes, feeds, strict=True):
             piece = drawn[:, begin : begin + rows * columns].view(-1, rows, columns)
             parameters.append((2 * piece - 1) * fed_by**-0.5)
             begin += rows * columns
-        return cls(features, parameters)
+        return cls(parameters)
 
     def forward(self, rows=None):
         _, b1, W2, b2 = self.parameters
-        x = self.read(rows)
-        h = torch.tanh(self.first(x) + b1)                              # (N, M, H)
-        return h @ W2 + b2, (x, h)
+        h = torch.tanh(self.first(rows) + b1)                           # (N, M, H)
+        return h @ W2 + b2, (rows, h)
 
     def gradient(self, kept, d_logits):
-        x, h = kept
+        rows, h = kept
         W2 = self.parameters[2]
         d_h = d_logits @ W2.mT * (1 - h * h)                            # (N, M, H): tanh′ = 1−tanh²
-        return [self.d_first(x, d_h), d_h.sum(1, keepdim=True),
+        return [self.d_first(rows, d_h), d_h.sum(1, keepdim=True),
                 h.mT @ d_logits, d_logits.sum(1, keepdim=True)]
-
-
-def coordinates(lakes: Lake) -> Tensor:
-    """Row and column of every state, from −1 to 1, (N, S, 2): here neighbours look alike."""
-    N, S = lakes.ends.shape
-    columns = len(lakes.rows[0])
-    s = torch.arange(S, dtype=torch.float64)
-    r = s.div(columns, rounding_mode="floor")
-    c = s % columns
-    features = [2 * r / max(S // columns - 1, 1) - 1, 2 * c / max(columns - 1, 1) - 1]
-    return torch.stack(features, -1).expand(N, S, 2)
 
 
 # ------------------------------------------------------------------------------ data
@@ -190,19 +164,16 @@ def trajectories(*answers: list[list]) -> Data:
 
 # ------------------------------------------------------------------------------ IFT's residual
 
-def residual(
-    lakes: Lake, data: Data, probabilities: Tensor, reads: str, lam: float
-) -> tuple[Tensor, Tensor]:
+def residual(lakes: Lake, data: Data, probabilities: Tensor, reads: str, lam: float) -> Tensor:
     """IFT's temporal residual connection (eq. 17) in state space, through the known transitions:
 
         s_i  ←  (1−λ) s*_i + λ · (where the action taken at s*_{i−1} leads)
 
-    `reads` says which action that is: "expected" averages over the policy's own probabilities
-    (so does "oracle", see below), "greedy" takes the policy's likeliest action, "uniform" a random
-    one, the control that knows nothing of the policy.
+    `reads` says which action that is: "greedy" is the policy's likeliest one, as in eq. 17,
+    Algorithm 1 and the released code. Ours: "soft" averages over the policy's probabilities, and
+    "uniform", a control that knows nothing of the policy, over all four actions.
 
-    → mixed states (N, D, T, S), and the share of that mixture that left the demonstrated path,
-    averaged over i ≥ 1, (N,). The first state has no predecessor and stays as it is. No gradient
+    → mixed states (N, D, T, S). The first state has no predecessor and stays as it is. No gradient
     flows through the guess, as in the released code.
     """
     states, mask = data.states[0], data.mask[0]                         # (N, D, T)
@@ -216,16 +187,34 @@ def residual(
     leads = (act[..., None] * lakes.P[n, before]).sum(-2)               # (N, D, T−1, S)
 
     mixed = F.one_hot(states, lakes.ends.shape[-1]).double()            # (N, D, T, S)
-    later = mask[..., 1:]                                               # (N, D, T−1)
     mixture = (1 - lam) * mixed[..., 1:, :] + lam * leads
-    mixed[..., 1:, :] = torch.where(later[..., None], mixture, mixed[..., 1:, :])
+    mixed[..., 1:, :] = torch.where(mask[..., 1:, None], mixture, mixed[..., 1:, :])
+    return mixed
 
-    left = (1 - leads.gather(-1, states[..., 1:, None])[..., 0]) * later
-    return mixed, lam * left.sum((1, 2)) / later.sum((1, 2)).clamp(min=1)
+
+def deviation(data: Data, mixed: Tensor) -> Tensor:
+    """What of the mixture is not the demonstrated state, (N, D, T, S)."""
+    shown = data.states[0][..., None]                                   # (N, D, T, 1)
+    return mixed.scatter(-1, shown, 0.0) * data.mask[0][..., None]
+
+
+def judged(lakes: Lake, data: Data, off: Tensor) -> Tensor:
+    """Three numbers per seed on a deviation, (3, N).
+
+    They are its share of what is read (the first state of a walk, which cannot deviate, left out),
+    how much of it lies where the goal can still be reached, and how much of that has the right
+    label: the demonstration's next action is optimal there too.
+    """
+    n = torch.arange(len(off))[:, None, None]
+    right = off * lakes.optimal.mT[n, data.actions[0]]                  # (N, D, T, S)
+    reachable = off * lakes.solvable[:, None, None]
+    read = data.mask[0][..., 1:].sum((1, 2)).clamp(min=1)               # (N,)
+    whole, reachable, right = (x.sum((1, 2, 3)) for x in (off, reachable, right))
+    return torch.stack([whole / read, reachable, right])
 
 
 def with_oracle(lakes: Lake, data: Data, mixed: Tensor) -> tuple[Data, Tensor]:
-    """The control whose deviated states are labelled by the optimal policy.
+    """The control: the same deviated states as IFT's, but labelled by the optimal policy.
 
     Each demonstrated step shrinks to its share of the mixture, and every other state in the
     mixture becomes a step of its own, with the expert's action.
@@ -233,16 +222,15 @@ def with_oracle(lakes: Lake, data: Data, mixed: Tensor) -> tuple[Data, Tensor]:
     """
     _, N, D, _ = data.states.shape
     S = mixed.shape[-1]
-    shown = data.states[0][..., None]                                   # (N, D, T, 1)
-    here = mixed.gather(-1, shown)                                      # (N, D, T, 1)
-    off = mixed.scatter(-1, shown, 0.0) * data.mask[0][..., None]       # (N, D, T, S)
+    here = mixed.gather(-1, data.states[0][..., None])                  # (N, D, T, 1)
+    off = deviation(data, mixed).sum(2)                                 # (N, D, S)
     every = torch.arange(S).expand(1, N, D, S)
     more = Data(
         torch.cat([data.states, every], -1),
         torch.cat([data.actions, lakes.expert[:, None].expand(1, N, D, S)], -1),
         torch.cat([data.mask, lakes.solvable[:, None].expand(1, N, D, S)], -1),
     )
-    return more, torch.cat([here[..., 0], off.sum(2)], -1).flatten(0, 1)
+    return more, torch.cat([here[..., 0], off], -1).flatten(0, 1)
 
 
 # ----------------------------------------------------------------------- score → weigh → push
@@ -274,19 +262,21 @@ def log_prob(policy: Table, data: Data) -> Tensor:
 
 
 def step(
-    policy: Table, lakes: Lake, data: Data, method, reads: str, lam: float
+    policy: Table, lakes: Lake, data: Data, method, reads: str, lam: float, oracle: bool = False
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Loss of all seeds together (), gradient of every parameter, and the off-path share (N,).
+    """Loss of all seeds together (), gradient of every parameter, and `judged` (3, N).
 
     `reads` says what the policy reads in place of the demonstrated states: "path" is those states
-    themselves; for the others see `residual`.
+    themselves; for the others see `residual`. `oracle` gives what it reads the right labels.
     """
     # What is read: at first a row of logits per state of the lake.
     rows, source, share = None, data.states, None
-    off_path = torch.zeros(len(lakes.ends), dtype=torch.float64)
-    if reads == "oracle" or (reads != "path" and lam > 0):
-        mixed, off_path = residual(lakes, data, policy.probabilities(), reads, lam)
-        if reads == "oracle":
+    off_path = torch.zeros(3, len(lakes.ends), dtype=torch.float64)
+    if oracle or (reads != "path" and lam > 0):
+        mixed = residual(lakes, data, policy.probabilities(), reads, lam)
+        off_path = judged(lakes, data, deviation(data, mixed))
+        if oracle:
+            off_path[2] = off_path[1]                                   # every label is right
             length = data.mask[0].sum(-1).flatten()[:, None]            # (N·D, 1)
             data, share = with_oracle(lakes, data, mixed)
             source, share = data.states, share / length
@@ -306,12 +296,12 @@ def step(
 
 def train(
     policy: Table, lakes: Lake, data: Data, method, *, steps: int, lr: float,
-    optimizer: str = "adam", reads: str = "path", lam: float = 0.0, watch=None,
+    optimizer: str = "adam", reads: str = "path", lam: float = 0.0, oracle: bool = False,
 ) -> tuple[Table, Tensor]:
-    """A trained copy of `policy`, and the off-path share of what it read, (steps, N).
+    """A trained copy of `policy`, and what was `judged` at every step, (steps, 3, N).
 
-    Every step reads all the data. `watch(step, policy)` is called before the first step and after
-    each one. The optimizers work element by element, so seeds do not meet in them.
+    Every step reads all the data. The optimizers work element by element, so seeds do not meet in
+    them.
     """
     policy = policy.copy()
     if optimizer == "adam":
@@ -319,14 +309,10 @@ def train(
     else:
         descent = torch.optim.SGD(policy.parameters, lr=lr)
     history = []
-    if watch:
-        watch(0, policy)
     for i in range(steps):
-        _, gradients, off_path = step(policy, lakes, data.at(i), method, reads, lam)
+        _, gradients, off_path = step(policy, lakes, data.at(i), method, reads, lam, oracle)
         for parameter, gradient in zip(policy.parameters, gradients, strict=True):
             parameter.grad = gradient
         descent.step()
         history.append(off_path)
-        if watch:
-            watch(i + 1, policy)
-    return policy, torch.stack(history) if history else torch.zeros(0, len(lakes.ends))
+    return policy, torch.stack(history) if history else torch.zeros(0, 3, len(lakes.ends))

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from minialign.methods import METHODS, Method, build_method
 from toy.flags import Flags
-from toy.policy import Data, Table, train
+from toy.policy import Table, train
 from toy.world import World
 
 DEFAULT = tuple(Flags.methods.split(","))
-CONTROLS = ("sft x3", "neighbour noise", "oracle labels")
+CONTROLS = ("soft mix", "sft x3", "neighbour noise", "oracle labels", "oracle soft")
 IFTS = ("ift_eq21", "ift_simple", "ift")
 
 
@@ -29,31 +29,36 @@ class Row:
     hyper: dict = field(default_factory=dict)
     reads: str = "path"                             # see policy.step
     lam: float = 0.0                                # the share of what it reads off the path
+    oracle: bool = False                            # what it reads has the right labels
     effort: int = 1                                 # so many times the steps
-    sums_pairs: bool = False                        # its loss is a sum over all pairs of steps,
-                                                    # where that of the others is a mean
 
 
-def find_row(name: str, lam: float, gamma: float = Flags.gamma, guess: str = Flags.guess) -> Row:
-    """The row called `name`. IFT's residual reads `guess`; its controls read something else."""
+def find_row(name: str, lam: float) -> Row:
+    """The row called `name`. IFT reads the greedy guess, and "oracle labels" follows it.
+
+    "soft mix" and "oracle soft" are the same pair with more exposure.
+    """
+    if name == "base":
+        return Row(name, "sft", "initial policy", effort=0)
     if name == "ift":
-        return Row(name, "ift", "IFT, released weights", {"lam": lam, "gamma": gamma}, guess, lam)
+        return Row(name, "ift", "IFT, released weights", {"lam": lam}, "greedy", lam)
     if name == "ift_simple":
-        return Row(name, "ift", "IFT, simple sum", {"lam": lam, "gamma": 0.0}, guess, lam)
+        return Row(name, "ift", "IFT, simple sum", {"lam": lam, "gamma": 0.0}, "greedy", lam)
     if name == "ift_eq21":
-        return Row(name, "ift_eq21", "IFT, formula", {"lam": lam}, guess, lam, sums_pairs=True)
+        return Row(name, "ift_eq21", "IFT, formula", {"lam": lam}, "greedy", lam)
+    if name == "soft mix":
+        hyper = {"lam": lam, "gamma": 0.0}
+        return Row(name, "ift", "simple sum, soft mix (ours)", hyper, "soft", lam)
     if name == "sft x3":
         return Row(name, "sft", "SFT, 3 × the steps", effort=3)
     if name == "neighbour noise":
         return Row(name, "sft", "neighbour noise", {}, "uniform", lam)
     if name == "oracle labels":
-        return Row(name, "sft", "oracle labels", {"reduction": "seq_sum"}, "oracle", lam)
+        return Row(name, "sft", "oracle labels", {"reduction": "seq_sum"}, "greedy", lam, True)
+    if name == "oracle soft":
+        hyper = {"reduction": "seq_sum"}
+        return Row(name, "sft", "oracle labels, soft mix", hyper, "soft", lam, True)
     return Row(name, name, name.upper())
-
-
-def find_rows(flags: Flags, *names: str) -> list[Row]:
-    """The rows with these names, as the command line sets them."""
-    return [find_row(name, flags.lam, flags.gamma, flags.guess) for name in names]
 
 
 def words(name: str) -> str:
@@ -85,20 +90,18 @@ def choose(names: str) -> list[str]:
 
 
 def train_row(
-    world: World, row: Row, *, steps: int, lr: float, optimizer: str = "adam",
-    data: Data | None = None, watch=None,
+    world: World, row: Row, *, steps: int, lr: float, optimizer: str = "adam"
 ) -> tuple[Table, Tensor]:
-    """Train a row for all seeds at once, on what its method may see unless `data` is given.
+    """Train a row for all seeds at once, on what its method may see.
 
-    → its policies, and the off-path share of what they read, (steps, N).
+    → its policies, and what was `judged` of all that they read, (steps, 3, N).
     """
     steps = steps * row.effort
-    if data is None:
-        data = world.data(METHODS[row.method].needs, steps)
+    data = world.data(METHODS[row.method].needs, steps)
     n_examples = data.states.shape[1] * data.states.shape[2]
     method = build_method(row.method, row.hyper, n_examples)
     policy, off_path = train(world.base, world.lakes, data, method, steps=steps, lr=lr,
-                             optimizer=optimizer, reads=row.reads, lam=row.lam, watch=watch)
+                             optimizer=optimizer, reads=row.reads, lam=row.lam, oracle=row.oracle)
     if not all(p.isfinite().all() for p in policy.parameters):
         raise FloatingPointError(f"{row.words} diverged at learning rate {lr:g}; "
                                  "give a smaller --lr")

@@ -13,11 +13,10 @@ from torch import Tensor
 from minialign.methods import METHODS
 from toy import lake
 from toy.lake import Lake
-from toy.maps import find
-from toy.policy import Data, Network, Table, coordinates, dice, log_prob, train, trajectories
+from toy.policy import Data, Network, Table, dice, log_prob, train, trajectories
 
 NOISY_LABELS, NOISE = 16, 0.75      # what the "noisy" initial policy has learnt from
-TEACHING = {"noisy": 100, "suboptimal": 300, "optimum": 500}    # SFT steps that make these policies
+TEACHING = {"noisy": 100, "optimum": 500}       # SFT steps that make these policies
 NEGATIVES = 2               # trajectories that DFT reads per step, as in its paper's main runs
 
 
@@ -59,56 +58,27 @@ class World:
 
 
 def prepare(
-    map_name: str, seeds: list[int], slippery: bool = False, base: str = "random",
-    frozen: float = 0.8, sees: str = "cells", kind=Network,
+    map_name: str, seeds: list[int], slippery: bool = False, base: str = "random"
 ) -> World:
     """The world of these seeds. Each has a maze of its own; any other map is the same for all.
 
-    `sees`: the policies tell "cells" apart one by one, or see their "coordinates".
+    `base` is the policy before alignment. "random": untrained. "noisy": it has learnt NOISY_LABELS
+    labels for every state from an expert who picks a random action with chance NOISE; it is mostly
+    right and never sure.
     """
     if map_name == "maze":
-        singles = [lake.make(find(map_name, seed, frozen), slippery) for seed in seeds]
+        singles = [lake.make(lake.find(map_name, seed), slippery) for seed in seeds]
     else:
-        singles = [lake.make(find(map_name), slippery)] * len(seeds)
+        singles = [lake.make(lake.find(map_name), slippery)] * len(seeds)
     lakes = lake.stack(singles)
-    features = coordinates(lakes) if sees == "coordinates" else None
-    untrained = kind.fresh(seeds, features, lakes.ends.shape[-1])
-    return World(list(seeds), singles, initial(base, untrained, singles, lakes, seeds))
-
-
-def join(worlds: list[World]) -> World:
-    """Worlds on the same map side by side as one, so that they train as one tensor program."""
-    seeds, singles = [], []
-    for world in worlds:
-        seeds += world.seeds
-        singles += world.singles
-    bases = [world.base for world in worlds]
-    features = None
-    if bases[0].features is not None:
-        features = torch.cat([base.features for base in bases])
-    same = zip(*(base.parameters for base in bases), strict=True)       # each parameter of all
-    parameters = [torch.cat(parameter) for parameter in same]
-    return World(seeds, singles, type(bases[0])(features, parameters))
-
-
-def initial(
-    base: str, untrained: Table, singles: list[Lake], lakes: Lake, seeds: list[int]
-) -> Table:
-    """The policy before alignment.
-
-    random: untrained. suboptimal: has learnt the sub-optimal trajectory. noisy: has learnt
-    NOISY_LABELS labels for every state from an expert who picks a random action with chance NOISE;
-    it is mostly right and never sure.
-    """
-    if base == "random":
-        return untrained
-    if base == "suboptimal":
-        worse = trajectories([[one.worse] for one in singles])
-        return teach(untrained, lakes, worse, TEACHING["suboptimal"])
-    chance = dice(seeds, "labels", NOISY_LABELS, lakes.ends.shape[-1], 2)   # (N, labels, S, 2)
-    random = (4 * chance[..., 1]).long()
-    labels = torch.where(chance[..., 0] < NOISE, random, lakes.expert[:, None])
-    return imitate(untrained, lakes, labels, TEACHING["noisy"])
+    S = lakes.ends.shape[-1]
+    policy = Network.fresh(seeds, S)
+    if base == "noisy":
+        chance = dice(seeds, "labels", NOISY_LABELS, S, 2)              # (N, labels, S, 2)
+        random = (4 * chance[..., 1]).long()
+        labels = torch.where(chance[..., 0] < NOISE, random, lakes.expert[:, None])
+        policy = imitate(policy, lakes, labels, TEACHING["noisy"])
+    return World(list(seeds), singles, policy)
 
 
 def imitate(policy: Table, lakes: Lake, labels: Tensor, steps: int) -> Table:
@@ -116,10 +86,7 @@ def imitate(policy: Table, lakes: Lake, labels: Tensor, steps: int) -> Table:
     N, D, S = labels.shape
     states = torch.arange(S).expand(1, N, D, S)
     mask = lakes.solvable[None, :, None].expand(1, N, D, S)
-    return teach(policy, lakes, Data(states, labels[None], mask), steps)
-
-
-def teach(policy: Table, lakes: Lake, data: Data, steps: int) -> Table:
+    data = Data(states, labels[None], mask)
     return train(policy, lakes, data, METHODS["sft"](), steps=steps, lr=0.01)[0]
 
 

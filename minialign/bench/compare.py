@@ -16,10 +16,9 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
 
-from tqdm import tqdm
-
 from minialign.bench import peers
 from minialign.files import write_text
+from minialign.progress import bar
 from minialign.stats import table
 
 
@@ -238,19 +237,19 @@ def race(flags, sides: list[Side]) -> dict:
     """Let the sides take turns, print their table, return all numbers. The first side is ours."""
     mode = sides[0].spec["mode"]
     total = len(sides) * (1 + flags.rounds)
-    with ExitStack() as stack, tqdm(total=total, desc=mode, leave=False) as bar:
+    with ExitStack() as stack, bar(total, mode, stay=False) as shown:
         for side in sides:
             stack.enter_context(side)
         first = sides[0].begin()
-        bar.update()
+        shown.update()
         for side in sides[1:]:
-            bar.set_postfix_str(side.label)
+            shown.set_postfix_str(side.label)
             side.begin(hf=first["hf"])              # the model's shape, as transformers writes it
-            bar.update()
+            shown.update()
         for side in sides * flags.rounds:
-            bar.set_postfix_str(side.label)
+            shown.set_postfix_str(side.label)
             side.turns.append(side.ask({}))
-            bar.update()
+            shown.update()
     threads = f", --threads {flags.threads}" if flags.threads else ""
     print(f"{mode}: {flags.model or flags.preset}, {first['what']}; {flags.dtype} on {flags.device}"
           f"{threads}; median of {flags.rounds} rounds (range)")

@@ -7,6 +7,7 @@ and what the allocator loses between blocks.
 """
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -156,15 +157,18 @@ def memory_line(work: Callable[[], object]) -> list[tuple[float, int]]:
     return line
 
 
-def available(device: str) -> int:
-    """Bytes that can still be allocated on this device."""
+def available(device: str) -> float:
+    """Bytes that can still be allocated on this device; inf where nothing says (Windows)."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo") as file:
             return 1024 * next(int(l.split()[1]) for l in file if l.startswith("MemAvailable"))
-    except (OSError, StopIteration):                    # not Linux: all there is
+    except (OSError, StopIteration):
+        pass
+    if hasattr(os, "sysconf"):                          # macOS: all there is
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return math.inf
 
 
 def table(parts: dict[str, int]) -> str:

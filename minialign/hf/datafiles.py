@@ -4,12 +4,11 @@ Files are read in rowfiles.py, what a row means is told in rows.py, how it becom
 encoding.py. Nothing is shifted or masked here.
 """
 
-from tqdm import tqdm
-
 from minialign.data import Example
 from minialign.hf.encoding import encode_rows, truncate
 from minialign.hf.rowfiles import read_file
 from minialign.hf.rows import Row, as_answer, as_key, as_text, check_text, is_number, read_rows
+from minialign.progress import bar
 
 AT_A_TIME = 500             # rows that are encoded together
 SLOW = 2                    # seconds after which loading shows a bar
@@ -35,14 +34,14 @@ def load_examples(
         join_pool(rows, read_negatives(negatives, chat), path, negatives)
 
     examples, truncated = [], 0
-    with tqdm(total=len(rows), desc="encode", unit="row", delay=SLOW, leave=False) as bar:
+    with bar(len(rows), "encode", "row", stay=False, delay=SLOW) as shown:
         for begin in range(0, len(rows), AT_A_TIME):
             some = rows[begin : begin + AT_A_TIME]
             for row, ids in zip(some, encode_rows(tokenizer, some), strict=True):
                 example, cut = make_example(len(examples), row, *ids, max_len)
                 examples.append(example)
                 truncated += cut
-            bar.update(len(some))
+            shown.update(len(some))
     return examples, truncated
 
 

@@ -4,6 +4,7 @@ Where a model lies is told in places.py, reading the tensors in weights.py, the 
 tokenizer.py. Saving leaves the old model or the new one, whenever it is interrupted.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,13 @@ from minialign.files import write_tensors, write_text
 from minialign.hf.families import config_from_hf, config_to_hf, to_gpt2
 from minialign.hf.jsonfiles import read_json
 from minialign.hf.lora import load_adapters, merge
-from minialign.hf.places import SAVING, adapter_folder, model_folder, tokenizer_files
+from minialign.hf.places import (
+    SAVING,
+    adapter_folder,
+    model_folder,
+    tokenizer_files,
+    tokenizer_folder,
+)
 from minialign.hf.tokenizer import Tokenizer, load_tokenizer
 from minialign.hf.weights import and_more, read_state
 from minialign.model import Config, Transformer
@@ -27,6 +34,7 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+PIECE, PIECES = 65_536, 16      # bytes of a file of weights that its digest reads at a time
 
 # --------------------------------------------------------------------------------------- loading
 
@@ -72,7 +80,7 @@ def load_weights(path: str | Path, config: Config, dtype: str, device: str) -> T
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    check_device(device)
+    device = check_device(device)
 
     # On the meta device a model has shapes and no memory; the tensors that are read become its own.
     folder = model_folder(path)
@@ -94,13 +102,58 @@ def load_weights(path: str | Path, config: Config, dtype: str, device: str) -> T
     return model
 
 
-def check_device(device: str) -> None:
-    """ValueError if nothing can be computed on this device."""
+def pick_device(device: str) -> str:
+    """What `auto` stands for here: cuda, else mps, else cpu. Any other name stands for itself."""
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def check_device(device: str) -> str:
+    """`pick_device`, tried. ValueError if nothing can be computed on this device."""
+    device = pick_device(device)
+    if device.startswith("cuda") and torch.version.cuda is None and torch.version.hip is None:
+        raise ValueError(
+            f"device {device!r} cannot be used here: this is torch {torch.__version__}, built "
+            "without CUDA; install a build for your GPU (pytorch.org/get-started/locally gives "
+            "the command), or give cpu")
     try:
         torch.zeros(1, device=device).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).splitlines()[0].partition(". ")[0]
         raise ValueError(f"device {device!r} cannot be used here ({why}); give cpu") from None
+    return device
+
+
+def model_digest(path: str | Path) -> str:
+    """A digest of a model's files, which changes with the model and costs no reading of it all.
+
+    The small files are read whole. Of the weights, every byte of which training changes, it is the
+    size and some pieces: the header at the beginning, and PIECES more up to the end.
+    """
+    # An adapter is a model together with its base, and its tokenizer may be in either folder.
+    base, adapter = model_folder(path), adapter_folder(path)
+    small = [base / "config.json", *tokenizer_files(tokenizer_folder(path))]
+    large = sorted(base.glob("*.safetensors"))
+    if adapter is not None:
+        small.append(adapter / "adapter_config.json")
+        large += sorted(adapter.glob("*.safetensors"))
+
+    hashed = hashlib.sha256()
+    for file in small:
+        hashed.update(file.read_bytes())
+    for file in large:
+        size = file.stat().st_size
+        hashed.update(f"{file.name} {size}".encode())
+        with open(file, "rb") as weights:
+            for i in range(PIECES + 1):
+                weights.seek(max(0, size - PIECE) * i // PIECES)
+                hashed.update(weights.read(PIECE))
+    return hashed.hexdigest()[:16]
 
 
 # ---------------------------------------------------------------------------------------- saving

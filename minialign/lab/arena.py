@@ -16,7 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from minialign.data import Batch, Example, collate
 from minialign.generate import answers
@@ -24,6 +23,7 @@ from minialign.lab import tasks
 from minialign.lab.small import STEPS, base_model, base_path
 from minialign.logps import batch_logps
 from minialign.methods import METHODS, Method, build_method
+from minialign.progress import bar
 from minialign.train import Recipe, fit
 
 RECIPE = Recipe(epochs=3, batch=32, micro_batch=32, lr=5e-4, negatives=2)
@@ -37,7 +37,8 @@ LONGEST = 8             # tokens of a drawn negative
 TOP_K = 50              # negatives are drawn among that many likeliest tokens
 
 # What `fit` reports of every method; the rest of a record are the method's own numbers.
-LOGGED = {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds"}
+LOGGED = {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds", "logp_wanted",
+          "logp_others"}
 
 
 @dataclass(frozen=True)
@@ -273,8 +274,8 @@ def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict
     results = {label: [{} for _ in seeds] for label in runs}
 
     context = multiprocessing.get_context("spawn")
-    bar = tqdm(total=total, desc="base models", unit="update", smoothing=0.02)
-    with bar, context.Manager() as manager:
+    shown = bar(total, "base models", "update", smoothing=0.02)
+    with shown, context.Manager() as manager:
         ticks = manager.Queue()
         not_workers = multiprocessing.active_children()         # the manager, and our caller's own
         pool = ProcessPoolExecutor(min(os.cpu_count() or 1, 8), context)
@@ -294,9 +295,9 @@ def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict
                     for name, run in runs.items():
                         waiting[pool.submit(run_job, seeds[s], run, cache, ticks)] = name, s
                 if all(base):
-                    bar.set_description("fine-tuning")
+                    shown.set_description("fine-tuning")
                 while not ticks.empty():
-                    bar.update(ticks.get())
+                    shown.update(ticks.get())
         finally:
             if waiting:
                 for process in multiprocessing.active_children():

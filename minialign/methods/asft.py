@@ -24,8 +24,9 @@ from minialign.settings import setting
 class ASFT(Method):
     """Aligned supervised fine-tuning (arXiv 2409.10571; not Anchored SFT).
 
-    Subscripts: w = chosen (wanted), l = rejected. a = mean log-prob of an answer's tokens, p = eᵃ
-    (a geometric mean of their probabilities), odds O = p/(1−p):
+    Subscripts: w, the winner, is the chosen (wanted) answer; l, the loser, the rejected one.
+    a = mean log-prob of an answer's tokens, p = eᵃ (the geometric mean of their probabilities),
+    odds O = p/(1−p):
         L = −a_w + λ · [ −log σ(log O_w) − log σ(−log O_l) ]      SFT term + λ · alignment term
     The sigmoid undoes the odds, σ(log O) = p and σ(−log O) = 1 − p, and log p_w is a_w again:
         L = −(1+λ) a_w − λ log(1 − p_l)                           likelihood up, unlikelihood down
@@ -33,7 +34,8 @@ class ASFT(Method):
         −∂L/∂a_w = 1 + λ              −∂L/∂a_l = −λ p_l / (1 − p_l)
 
     By eye:    the push on the chosen answer never fades; the one on the rejected answer fades as
-               p_l → 0 and is −λ at p_l = ½.
+               p_l → 0, is −λ at p_l = ½, and has no bound as p_l → 1: there clipping the gradient
+               is all that holds it.
     Several rejected answers: the loss is the mean over the pairs (chosen, one rejected).
     Careful:   λ is what the paper calls β (0.1). `beta_odds` = b is something else, a temperature
                of the odds, σ(b log O), which released code has and the paper has not. With

@@ -28,15 +28,15 @@ class DFT(Method):
     K is small, so û is averaged over visits, one number u per training example, kept as log u and
     starting at log u = 0:
         u ← (1−γ) u + γ û                                                                (eq. 10)
-    For the gradient, τ ∂log u/∂s_j = τ (∂u/∂s_j) / u, each part is estimated by the best there is:
-    the denominator by the running u, the numerator by ∂û/∂s_j = exp(d_j) / (τK) of this visit:
-        −∂F/∂s₀ = 1           −∂F/∂s_j = −ω_j,      ω_j = exp(d_j) / (K u)                (eq. 8)
+    In the gradient, τ ∂log u/∂s_j = τ (∂u/∂s_j) / u, each part gets the best estimate at hand: the
+    denominator the running u, the numerator ∂û/∂s_j = exp(d_j) / (τK) of this visit. So
+        push on s₀ = 1        push on s_j = −ω_j,      ω_j = exp(d_j) / (K u)             (eq. 8)
 
     By eye:    at γ = 1 the K pushes down add up to one push up, at γ < 1 to at most 1/γ. At the
                start the policy is the reference; with τ = 1 every d_j is 0 then, and u stays 1.
-    Careful:   for γ < 1 these weights are the derivative of no loss, and need not be. Autograd
-               through u would find γ exp(d_j) / (τK) as the numerator and shrink every push down
-               by the factor γ, a silent bug. At τ = 1 the exact u is Σ_y P(y) = 1, and F is SFT's
+    Careful:   for γ < 1 these are not the derivatives of F, and need not be: autograd through u
+               would find γ exp(d_j) / (τK) as the numerator, and shrink every push down by the
+               factor γ, a silent bug. At τ = 1 the exact u is Σ_y P(y) = 1, and F is SFT's
                loss: in that case only the finite pool of answers and the running average set DFT
                apart from SFT.
     Differs:   the loss printed here is F; released code prints a surrogate whose value means
@@ -64,7 +64,7 @@ class DFT(Method):
 
     def scores(self, l: Tensor, n: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """From log-probs l and lengths n, three numbers per answer, (A, B) each: its score s,
-        d, the logarithm of what u averages, and ∂s/∂logp of each of its tokens: 1, or 1/n.
+        d, the exponent in û (not used for answer 0), and ∂s/∂logp of each of its tokens.
         """
         return l, l / self.tau - reference(self, batch, l), torch.ones_like(l)
 
@@ -141,7 +141,7 @@ class DFT2(DFT):
         F = −a₀ + τ log u                                                                (eq. 11)
         d_j = a_j/τ,     û = mean_j exp(d_j),     u ← (1−γ) u + γ û                      (eq. 12)
     The derivation is DFT's with a for s, and a = l/n gives each token 1/n of the push:
-        −∂F/∂a₀ = 1            −∂F/∂a_j = −ω_j,      ω_j = exp(d_j) / (K u)
+        push on a₀ = 1         push on a_j = −ω_j,      ω_j = exp(d_j) / (K u)
 
     By eye:    at γ = 1 F = τ log mean_j exp((a_j − a₀)/τ), and ω is a softmax over the negatives;
                τ → ∞ spreads the push down evenly.

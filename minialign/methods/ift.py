@@ -19,7 +19,7 @@ class IFT(Method):
 
     1. Temporal residual connection (eq. 17). SFT always continues from the label; later the model
        has to continue from its own words. So ask the policy first, without a graph, for its greedy
-       guess g_t at every y_t, and let it read
+       guess g_t at every y_t, made after the true beginning of the answer, and let it read
            (1−λ) E[y_t] + λ E[g_t]     instead of     E[y_t]        (E embeds; prompts stay as is)
        so that token t+1 is predicted partly from what the policy itself would have said at t.
     2. Relation propagation (Algorithm 1). c_t = −log-prob of y_t. An early token answers for the
@@ -29,15 +29,14 @@ class IFT(Method):
        t ≤ j, so with P_j = Σ_{t≤j} γ^(j−t) c_t and C_j = Σ_{t≤j} γ^(j−t) the quotient rule gives
            −∂L/∂logp_j = ∂L/∂c_j = (S_j + P_j − L C_j) / Z          detach_weights:  S_j / Z
 
-    By eye:    γ = 0 switches propagation off, which leaves SFT (mean over tokens) on mixed inputs;
-               with λ = 0 as well IFT *is* SFT.
+    By eye:    γ = 0 stands for no propagation, which leaves SFT (`seq_mean`) on mixed inputs; with
+               λ = 0 as well IFT *is* SFT.
     Careful:   late, well-predicted tokens can get negative weights: of c = (3, .1, .1, .1) tokens 2
                to 4 are pushed DOWN. Detached weights are never negative. γ = 0 is a case of its
-               own, not the limit γ → 0, which would be Σc²/Σc.
+               own: the formula above would leave Σc²/Σc.
     Differs:   released code reads E from a frozen copy, so the embedding table learns nothing from
-               the input side; here it learns as in SFT, or λ = 0 would not be SFT. The distance
-               t − i counts masked tokens too, as there. L is 0/0 where all tokens have probability
-               1: NaN there, SFT here.
+               the input side; here it learns as in SFT, or λ = 0 would not be SFT. L is 0/0
+               where all tokens have probability 1: NaN there, SFT here.
     """
 
     forwards: ClassVar = 2                                  # the guesses take a pass of their own
@@ -76,8 +75,8 @@ class IFT(Method):
         if self.lam == 0:
             return rows.tokens
 
-        # Response token t is read at the very place that predicts token t+1; the last one is not
-        # read at all. Put the guesses there.
+        # Response token t is read at the place whose state predicts token t+1, at source[t+1]. Put
+        # the guess of token t there. The last token of an answer is not read.
         read = batch.mask[..., 1:]                                          # (A, B, T−1)
         places = rows.source[..., 1:][read]                                 # (tokens read,)
         guesses = rows.guesses[..., :-1][read]                              # (tokens read,)

@@ -35,7 +35,7 @@ class Method:
     # What the data must bring besides the wanted answer: "rejected", "negatives" or "rewards"; and
     # "reference", the log-probs of all answers under the model training starts from.
     needs: ClassVar[tuple[str, ...]] = ()
-    # Does `weigh` look at answers other than the wanted one?
+    # Does `weigh` look at answers other than the wanted one, so that the network must read them?
     reads_others: ClassVar[bool] = False
     # May an example lack its wanted answer (an empty mask for answer 0)?
     allows_unpaired: ClassVar[bool] = False
@@ -57,8 +57,8 @@ class Method:
         info      numbers worth logging, one per example (B,); among them "loss_per_example" if the
                   loss is a mean over examples
 
-        A method with a memory, like DFT, updates it here: `weigh` is called once per example and
-        update. ValueError if the batch lacks something the method needs.
+        A method with a memory, like DFT, updates it here: each example passes through `weigh`
+        exactly once per update. ValueError if the batch lacks something the method needs.
         """
         raise NotImplementedError
 
@@ -169,9 +169,9 @@ def log1mexp(a: Tensor) -> Tensor:
 def below_one(a: Tensor) -> Tensor:
     """Mean log-probs, with −eps/2 in the place of exact zeros.
 
-    An answer of probability 1 has infinite odds, and no finite loss of those. The largest number
+    An answer of probability 1 has infinite odds, and hence an infinite loss. The largest number
     below 1 that the dtype holds is 1 − eps/2; such an answer is taken to have that probability.
-    Only exact zeros are replaced, so this is not monotone: a long answer that is almost certain may
-    have a mean log-prob nearer to 0, −1e-10 say, and keeps it.
+    Only exact zeros are replaced, so this is not a cap: a long answer that is almost certain may
+    have a mean log-prob nearer to 0, −1e-10 say. It keeps it, and is pushed down harder.
     """
     return torch.where(a == 0, -torch.finfo(a.dtype).eps / 2, a)

@@ -1,8 +1,9 @@
 """`minialign bench`: what the work costs on this machine. The measuring is minialign/bench/."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minialign.bench import compare, peers
+from minialign.hf.folders import pick_device
 from minialign.hf.shapes import PRESETS
 from minialign.settings import setting
 from minialign.verbs.flags import TRAIN_DTYPES
@@ -33,7 +34,7 @@ class Flags:
         least=1)
     k: int = setting(1, "negatives per prompt, for methods that look at any", least=1, most=64)
     dtype: str = setting("float32", "the model's numbers", choices=TRAIN_DTYPES)
-    device: str = setting("cpu", "cpu, cuda, cuda:1, …")
+    device: str = setting("cpu", "cpu, cuda, cuda:1, mps, or auto: the best there is")
     lean: bool = setting(
         False, "train as 8 B on one GPU do: bfloat16 moments, no stored gradients, activation "
         "checkpointing")
@@ -53,4 +54,4 @@ class Flags:
 
 def run(flags: Flags) -> None:
     """A table for every mode: ours, beside the least that the work can cost, and beside peers."""
-    compare.run(flags)
+    compare.run(replace(flags, device=pick_device(flags.device)))

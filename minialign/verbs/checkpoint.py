@@ -6,8 +6,14 @@ bit for bit like one that never stopped.
 
 import hashlib
 import json
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from minialign.data import Example
@@ -18,7 +24,8 @@ from minialign.optim import AdamW
 
 # Flags that may differ when a run is resumed. Files may have moved: what is in them is compared by
 # digest.
-FREE = {"resume", "out", "data", "negatives", "device", "threads", "checkpoint_every"}
+FREE = {"resume", "out", "model", "data", "negatives", "eval_data", "device", "threads",
+        "checkpoint_every", "tensorboard", "made_with"}
 
 
 # ---------------------------------------------------------------------------- the checkpoint
@@ -102,6 +109,48 @@ def fingerprint(path: str | None) -> str | None:
     return digest.hexdigest()[:16]
 
 
+def made_with() -> dict[str, str]:
+    """What else one wants to know of an old run: versions, revision, command line."""
+    facts = {
+        "minialign": version(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "command": "minialign " + shlex.join(sys.argv[1:]),
+    }
+    revision = git_revision()
+    if revision:
+        facts["git"] = revision
+    return facts
+
+
+def version() -> str:
+    """The installed version of the package; "not installed" in a bare checkout."""
+    try:
+        return metadata.version("minialign")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def git_revision() -> str | None:
+    """The commit of the checkout that the package lies in, "…-dirty" if files were changed since.
+
+    None if it lies in none, or if there is no git.
+    """
+    try:
+        # A virtual environment may lie in the checkout of something else, which does not track it.
+        git("ls-files", "--error-unmatch", __file__)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def git(*words: str) -> str:
+    """What git says about the folder of this file."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)
+    return done.stdout.strip()
+
+
 def check_same_run(out: Path, config: dict) -> None:
     """ValueError unless the flags and the data files are those that the run in `out` began with."""
     file = out / "config.json"
@@ -121,23 +170,28 @@ def check_same_run(out: Path, config: dict) -> None:
         if key.endswith("sha256"):
             what = f"the file given as --{key.removesuffix('_sha256')} has changed"
         else:
-            what = f"--{key.replace('_', '-')} was {old.get(key)} and is now {config.get(key)}"
+            was, now = old.get(key, "not given"), config.get(key, "not given")
+            what = f"--{key.replace('_', '-')} was {was} and is now {now}"
         raise ValueError(f"cannot resume {out}: {what} since the run began")
 
 
-def finished_lines(log: Path, start: int) -> list[str]:
+def finished_lines(log: Path, start: int, first: int = 1) -> list[str]:
     """The lines of the log that belong to the `start` updates in the checkpoint.
 
-    ValueError if some of them are gone: a log with holes would mislead.
+    `first` is the number of the first line: 0 if the marks before training stand there.
+    ValueError if some lines are gone: a log with holes would mislead.
     """
+    if start == 0:
+        return []
+    expected = list(range(first, start + 1))
     lines = []
-    if start > 0 and log.exists():
-        lines = log.read_text(encoding="utf-8").split("\n")[:start]
+    if log.exists():
+        lines = log.read_text(encoding="utf-8").split("\n")[: len(expected)]
     try:
         steps = [json.loads(line)["step"] for line in lines]
     except (ValueError, TypeError, KeyError):
         steps = None
-    if steps != list(range(1, start + 1)):
+    if steps != expected:
         raise ValueError(
             f"{log} does not hold the {start} updates of the checkpoint beside it; "
             "start again with another --out"

@@ -12,6 +12,7 @@ from minialign.data import Example
 from minialign.logps import add_reference
 from minialign.methods import METHODS
 
+LARGE = 100_000_000         # parameters, beyond which no learning rate is taken for granted
 MISSING = {
     "rejected": 'pairs: rows {"prompt", "chosen", "rejected"}, or answers of the model itself with '
                 "--negatives (made by 'minialign sample')",
@@ -41,6 +42,15 @@ def check_data(name: str, examples: list[Example], path: str, negatives: str | N
             )
 
 
+def check_lr(lr: float | None, parameters: int) -> None:
+    """ValueError for a large model without --lr: the default suits small ones, and wrecks a 7 B."""
+    if lr is None and parameters > LARGE:
+        raise ValueError(
+            f"--model has {parameters / 1e6:,.0f} million parameters, and the default learning "
+            "rate is for small ones; give --lr: 5e-7 to 2e-6 if all weights learn, around 1e-4 "
+            "with --lora-rank")
+
+
 def advice(flags) -> str:
     """The flags that would need less memory and are not given yet, the cheapest first."""
     ways = []
@@ -58,11 +68,13 @@ def advice(flags) -> str:
     return ", ".join(ways)
 
 
-def check_disk(out: Path, parameters: list[Tensor], moments: int, every: int) -> None:
+def check_disk(out: Path, parameters: list[Tensor], moments: int, every: int,
+               best: bool = False) -> None:
     """ValueError now, and not at the first checkpoint, if the run cannot be written to `out`.
 
     moments   bytes that the optimizer keeps
     every     updates between checkpoints; 0 for none
+    best      is the best model kept as well?
     """
     folder = out.absolute()
     while not folder.exists():
@@ -74,8 +86,11 @@ def check_disk(out: Path, parameters: list[Tensor], moments: int, every: int) ->
 
     # A checkpoint is written beside the last one, which is there already if the run is resumed.
     need = sum(p.nbytes for p in parameters)
+    learnt = sum(p.nbytes for p in parameters if p.requires_grad)
+    if best:
+        need += 2 * learnt
     if every:
-        need += 2 * (moments + sum(p.nbytes for p in parameters if p.requires_grad))
+        need += 2 * (moments + learnt)
         last = out / "checkpoint.safetensors"
         if last.exists():
             need -= last.stat().st_size

@@ -37,7 +37,7 @@ class Flags:
         None, "longest prompt + answer in tokens, the model's context unless given", least=2)
     batch: int = setting(16, "prompts at a time", least=1)
     dtype: str = setting("float32", "the model's numbers", choices=DTYPES)
-    device: str = setting("cpu", "cpu, cuda, cuda:1, …")
+    device: str = setting("cpu", "cpu, cuda, cuda:1, mps, or auto: the best there is")
     json: bool = setting(False, "print one JSON object instead of a table")
 
 

@@ -146,6 +146,13 @@ def exit_status(prog: str, work: Callable[[], None]) -> int:
         cure = "a smaller --batch needs less (train: --micro-batch, --pass-tokens)"
         print(f"{prog}: out of memory; {cure}", file=sys.stderr)
         return 1
+    except TypeError as error:
+        # Apple's GPUs have no float64, in which DFT keeps its averages and top-p adds up.
+        if "MPS" not in str(error) or "float64" not in str(error):
+            raise
+        print(f"{prog}: error: this computes in float64, which Apple's GPUs have not; "
+              "give --device cpu", file=sys.stderr)
+        return 2
     except FloatingPointError as error:
         # The run was asked for correctly, and its numbers left the range of numbers.
         print(f"{prog}: {error}", file=sys.stderr)

@@ -41,7 +41,7 @@ class Flags:
     max_new_tokens: int = setting(256, "longest answer", least=1, most=10**6)
     seed: int = setting(0, "what the draw depends on", least=0, most=10**9)
     dtype: str = setting("float32", "the model's numbers", choices=DTYPES)
-    device: str = setting("cpu", "cpu, cuda, cuda:1, …")
+    device: str = setting("cpu", "cpu, cuda, cuda:1, mps, or auto: the best there is")
 
 
 def run(flags: Flags) -> None:

@@ -4,12 +4,12 @@ The shape and the tokenizer of either are known before its weights are read; tra
 """
 
 import torch
-from tqdm import tqdm
 
-from minialign.hf.folders import check_device, load_weights, read_config
+from minialign.hf.folders import check_device, load_weights, model_digest, read_config
 from minialign.hf.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 from minialign.lab import small, tasks
 from minialign.model import Config, Transformer
+from minialign.progress import bar
 
 SMALL = "small"             # a folder that is really called so can be given as ./small
 
@@ -24,13 +24,18 @@ def shape_and_tokenizer(name: str, chat_template: str | None = None) -> tuple[Co
     return read_config(name), load_tokenizer(name, chat_template)
 
 
+def digest_of(name: str) -> str | None:
+    """What tells whether --model is still the same; None for the small GPT: its seed does."""
+    return None if name == SMALL else model_digest(name)
+
+
 def read_weights(name: str, config: Config, dtype: str, device: str, seed: int = 0) -> Transformer:
     """The model. The small GPT of a seed is trained first, in half a minute, unless cached."""
     if name != SMALL:
         return load_weights(name, config, dtype, device)
-    check_device(device)
-    with tqdm(total=small.STEPS, desc="base model", unit="update", leave=False) as bar:
-        model, _ = small.base_model(seed, tick=bar.update)
+    device = check_device(device)
+    with bar(small.STEPS, "base model", "update", stay=False) as shown:
+        model, _ = small.base_model(seed, tick=shown.update)
     return model.to(device, getattr(torch, dtype))
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from minialign.data import Example, collate
 from minialign.files import can_write, write_text
@@ -19,6 +18,7 @@ from minialign.generate import answers, room
 from minialign.hf.encoding import encode_answer, encode_prompt
 from minialign.hf.rows import as_answer, as_key, read_rows
 from minialign.logps import batch_logps
+from minialign.progress import bar
 from minialign.settings import setting
 from minialign.verbs.flags import ALL_TURNS, CHAT, COLUMNS, DTYPES, reading
 from minialign.verbs.models import open_model
@@ -60,7 +60,7 @@ class Flags:
     batch: int = setting(16, "prompts at a time", least=1)
     seed: int = setting(0, "what the draws depend on", least=0, most=10**9)
     dtype: str = setting("float32", "the model's numbers", choices=DTYPES)
-    device: str = setting("cpu", "cpu, cuda, cuda:1, …")
+    device: str = setting("cpu", "cpu, cuda, cuda:1, mps, or auto: the best there is")
 
 
 def run(flags: Flags) -> None:
@@ -80,8 +80,8 @@ def run(flags: Flags) -> None:
         done -= done % flags.batch
     write_text(out, "".join(line + "\n" for line in lines[:done]))
 
-    bar = tqdm(total=len(prompts), initial=done, desc="sample", unit="prompt")
-    with open(out, "a", encoding="utf-8") as file, bar:
+    shown = bar(len(prompts), "sample", "prompt", done)
+    with open(out, "a", encoding="utf-8") as file, shown:
         for begin in range(done, len(prompts), flags.batch):
             here = slice(begin, begin + flags.batch)
             generator = torch.Generator(model.head.device)
@@ -92,7 +92,7 @@ def run(flags: Flags) -> None:
             for row in pool_rows(model, tokenizer, prompts[here], drawn, flags.system):
                 file.write(json.dumps({"draw": draw, **row}, ensure_ascii=False) + "\n")
             file.flush()
-            bar.update(len(prompts[here]))
+            shown.update(len(prompts[here]))
     print(f"{len(prompts)} prompts with {flags.k} answers each: {out}")
 
 
@@ -137,7 +137,7 @@ def score_pool(model, tokenizer, prompts: list, pools: list[Pool]) -> list[list[
             ids.append(encode_answer(tokenizer, prompt, as_answer(prompt, text), finished))
         examples.append(Example(i, encode_prompt(tokenizer, prompt), ids))
     batch = collate(examples).to(model.head.device)
-    sums = batch_logps(model, batch).sum(-1).double().T                 # (prompts, k)
+    sums = batch_logps(model, batch).sum(-1).cpu().double().T           # (prompts, k)
     if not sums.isfinite().all():
         raise FloatingPointError("the model's log-probs are not finite; its weights are damaged or "
                                  "overflow in this dtype")

@@ -1,44 +1,50 @@
 """`minialign train`: one fine-tuning run, from a model folder and data files to a run folder.
 
 The loop itself is `fit` in minialign/train.py. What is refused beforehand stands in checks.py, what
-lets a killed run go on in checkpoint.py. A run folder holds config.json, log.jsonl,
-checkpoint.safetensors, reference.json if the method measures from a reference, and at the end
-model/.
+lets a killed run go on in checkpoint.py, what can be seen of a run in watch.py. README.md beside
+this file lists what a run folder holds.
 """
 
-import json
 import math
-import os
 import signal
 import sys
-from dataclasses import Field, asdict, dataclass, fields, make_dataclass
+from dataclasses import Field, dataclass, fields, make_dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from minialign.bench.sheet import Adapters, check_fits, load_of, parameters_of, sheet
 from minialign.data import Example
-from minialign.files import write_json, write_text
+from minialign.files import write_json
 from minialign.hf import lora
 from minialign.hf.datafiles import load_examples, remarks, show_example
 from minialign.hf.folders import check_device, save_model
 from minialign.methods import METHODS, Method, build_method
 from minialign.optim import AdamW
+from minialign.progress import bar
 from minialign.settings import bounds_in_words, setting
 from minialign.train import Recipe, build_optimizer, fit
 from minialign.verbs.checkpoint import (
     check_same_run,
     fingerprint,
-    finished_lines,
     load_checkpoint,
+    made_with,
     read_reference,
     save_checkpoint,
     write_reference,
 )
-from minialign.verbs.checks import advice, check_data, check_disk, check_pool
+from minialign.verbs.checks import LARGE, advice, check_data, check_disk, check_lr, check_pool
 from minialign.verbs.flags import ALL_TURNS, CHAT, COLUMNS, TRAIN_DTYPES, kind_of, reading
-from minialign.verbs.models import read_weights, shape_and_tokenizer
+from minialign.verbs.models import digest_of, read_weights, shape_and_tokenizer
+from minialign.verbs.watch import (
+    EVAL_EVERY,
+    HeldOut,
+    Log,
+    check_board,
+    held_out_of,
+    summary,
+    try_to_draw,
+)
 
 # ------------------------------------------------------------------------------------ the flags
 
@@ -58,7 +64,7 @@ class RunFlags:
         "minialign/hf/README.md")
     out: str = setting(
         ..., "folder of the run: config.json, log.jsonl, checkpoint.safetensors, and at the end "
-        "model/")
+        "model/ and curves.png")
     columns: str | None = setting(None, COLUMNS)
     chat: bool = setting(False, CHAT)
     all_turns: bool = setting(False, ALL_TURNS)
@@ -83,12 +89,22 @@ class RunFlags:
     dtype: str = setting(
         "float32", "the model's numbers while training; bfloat16 is rounded stochastically",
         choices=TRAIN_DTYPES)
-    device: str = setting("cpu", "cpu, cuda, cuda:1, …")
+    device: str = setting("cpu", "cpu, cuda, cuda:1, mps, or auto: the best there is")
     threads: int | None = setting(
         None, "CPU threads; torch decides unless given", least=1, most=1024)
     checkpoint_every: int = setting(
         50, "updates between checkpoints; 0 keeps none, for disks that cannot hold two", least=0)
     resume: bool = setting(False, "continue the run in --out from its last checkpoint")
+    eval_data: str | None = setting(
+        None, "JSONL file of held-out examples: loss, perplexity, pairs right and margin go into "
+        "log.jsonl before training, during it and at the end")
+    eval_every: int | None = setting(
+        None, f"updates between two looks at --eval-data; {EVAL_EVERY} unless given", least=1)
+    keep_best: bool = setting(
+        False, "model/ is not the last model but the best of those looked at: with the most "
+        "held-out pairs right, or if there are no pairs the lowest perplexity")
+    tensorboard: bool = setting(
+        False, "also write the log for TensorBoard, to OUT/tensorboard")
 
 
 RECIPE_SECTION = "the recipe"
@@ -97,7 +113,8 @@ METHOD_SECTION = "hyper-parameters (behind the name of each method that has one,
 # Where the flags differ from the fields of Recipe: in a name, and in defaults. Unless --clip is
 # given, whether gradients are shortened depends on --inside-backward.
 FLAG_OF = {"negatives": "k"}
-DEFAULTS = {"lr": 5e-4, "clip": None}
+DEFAULTS = {"lr": None, "clip": None}
+SMALL_LR = 5e-4
 
 
 def recipe_settings() -> list[tuple[str, type, Field]]:
@@ -106,7 +123,10 @@ def recipe_settings() -> list[tuple[str, type, Field]]:
     for f in fields(Recipe):
         how = {**f.metadata, "section": RECIPE_SECTION}
         default = DEFAULTS.get(f.name, f.default)
-        if default is None and f.default is not None:
+        if f.name == "lr":
+            how["help"] += (f"; {SMALL_LR:g} unless given, but a model of more than "
+                            f"{LARGE // 10**6} million parameters must be given one")
+        elif default is None and f.default is not None:
             how["help"] += f"; {f.default:g} unless given"
         declared = setting(default, **how)
         made.append((FLAG_OF.get(f.name, f.name), f.type | None, declared))
@@ -163,6 +183,8 @@ def recipe_of(flags: Flags) -> Recipe:
     values = {f.name: getattr(flags, FLAG_OF.get(f.name, f.name)) for f in fields(Recipe)}
     if flags.clip is None:
         values["clip"] = math.inf if one_pass else 1.0
+    if flags.lr is None:
+        values["lr"] = SMALL_LR
     return Recipe(**values)
 
 
@@ -190,15 +212,29 @@ def adapters_of(flags: Flags) -> Adapters | None:
     return Adapters(flags.lora_rank, alpha, targets)
 
 
+def resolved(flags: Flags) -> dict:
+    """What config.json says of a run: its flags, with all defaults of recipe and method filled in.
+
+    What is not set, or has no bound, is left out.
+    """
+    recipe, method = recipe_of(flags), build_method(flags.method, hyper_of(flags), 1)
+    values = {f.name: getattr(flags, f.name) for f in fields(RunFlags)}
+    values |= {FLAG_OF.get(f.name, f.name): getattr(recipe, f.name) for f in fields(recipe)}
+    values |= {f.name: getattr(method, f.name) for f in fields(method) if "help" in f.metadata}
+    values["data_sha256"] = fingerprint(flags.data)
+    values["negatives_sha256"] = fingerprint(flags.negatives)
+    values["eval_data_sha256"] = fingerprint(flags.eval_data)
+    values["model_sha256"] = digest_of(flags.model)
+    return {name: value for name, value in values.items() if value not in (None, math.inf)}
+
+
 # ------------------------------------------------------------------------------------ the run
 
 
 def run(flags: Flags) -> None:
     """Train one model. Nothing is written before everything that can be refused was checked."""
     out = Path(flags.out)
-    config = asdict(flags)
-    config["data_sha256"] = fingerprint(flags.data)
-    config["negatives_sha256"] = fingerprint(flags.negatives)
+    config = resolved(flags)
     if flags.resume:
         check_same_run(out, config)
     elif out.is_dir() and any(out.iterdir()):
@@ -206,35 +242,35 @@ def run(flags: Flags) -> None:
                          "another --out")
     if flags.threads:
         torch.set_num_threads(flags.threads)
-    check_device(flags.device)
+    device = check_device(flags.device)
+    if flags.tensorboard:
+        check_board()
 
     # The examples, and the method that is to learn from them.
     shape, tokenizer = shape_and_tokenizer(flags.model, flags.chat_template)
+    check_lr(flags.lr, sum(p.numel() for p in parameters_of(shape, flags.dtype)))
     max_len = min(flags.max_len or shape.max_len, shape.max_len)
     examples, truncated = load_examples(
         flags.data, tokenizer, max_len, flags.negatives, **reading(flags))
     check_data(flags.method, examples, flags.data, flags.negatives)
     method = build_method(flags.method, hyper_of(flags), len(examples))
     recipe, adapters = recipe_of(flags), adapters_of(flags)
+    held_out = held_out_of(flags, tokenizer, max_len)
 
     # What the run will take of memory and disk is counted before a weight is read.
     load = load_of(examples, recipe)
     parts = sheet(shape, load, recipe, flags.dtype, flags.activation_checkpointing, adapters)
-    check_fits(parts, flags.device, advice(flags))
+    check_fits(parts, device, advice(flags))
     parameters = parameters_of(shape, flags.dtype, adapters)
-    check_disk(out, parameters, parts["optimizer"], flags.checkpoint_every)
+    check_disk(out, parameters, parts["optimizer"], flags.checkpoint_every, flags.keep_best)
 
-    model = read_weights(flags.model, shape, flags.dtype, flags.device, flags.seed)
+    model = read_weights(flags.model, shape, flags.dtype, device, flags.seed)
     model.recompute = flags.activation_checkpointing
     if adapters:
         lora.add_adapters(model, adapters.rank, adapters.alpha, adapters.targets, flags.seed)
     updates = recipe.updates(len(examples))
-    size = f"{len(examples)} examples, {truncated} truncated, {updates} updates"
-    print(f"{size}; {method}")
-    print(f"the first: {show_example(tokenizer, examples[0])}")
-    for remark in remarks(tokenizer, examples):
-        print(remark)
-    sys.stdout.flush()
+    print(f"{len(examples)} examples, {truncated} truncated, {updates} updates; {method}")
+    show_data(tokenizer, examples)
 
     # The model that training starts from is asked for what the method needs, unless an earlier
     # start of this run has stored the answer.
@@ -243,7 +279,7 @@ def run(flags: Flags) -> None:
         check_pool(model, examples, flags.negatives)
         stored = read_reference(out / "reference.json", examples)
     method.prepare_data(model, examples, max_len)
-    write_json(out / "config.json", config, indent=2)
+    write_json(out / "config.json", {**config, "made_with": made_with()}, indent=2)
     if "reference" in method.needs and not stored:
         write_reference(out / "reference.json", examples)
 
@@ -251,31 +287,37 @@ def run(flags: Flags) -> None:
     start = 0
     if flags.resume and (out / "checkpoint.safetensors").exists():
         start = load_checkpoint(out / "checkpoint.safetensors", model, optimizer, method)
-    train(model, method, examples, recipe, optimizer, start, flags.checkpoint_every, out)
-    keep(model, tokenizer, adapters, flags)
+    log = Log(out, start, updates, held_out, flags.tensorboard)
+    train(model, method, examples, recipe, optimizer, flags.checkpoint_every, out, log)
+    keep(model, tokenizer, adapters, flags, updates, held_out)
+
+
+def show_data(tokenizer, examples: list[Example]) -> None:
+    """What a reader of the output should see of the data before it is trained on."""
+    print(f"the first: {show_example(tokenizer, examples[0])}")
+    for remark in remarks(tokenizer, examples):
+        print(remark)
+    sys.stdout.flush()
 
 
 def train(
     model, method: Method, examples: list[Example], recipe: Recipe, optimizer: AdamW,
-    start: int, every: int, out: Path,
+    every: int, out: Path, log: Log,
 ) -> None:
     """The loop with its log and its checkpoints. Interrupted once the last update is saved."""
-    log = out / "log.jsonl"
-    lines = finished_lines(log, start)
-    write_text(log, "".join(line + "\n" for line in lines))
-    updates = recipe.updates(len(examples))
-    bar = tqdm(total=updates, initial=start, desc="train", unit="update")
-    with Stop() as stop, open(log, "a", encoding="utf-8") as file, bar:
-        for record in fit(model, method, examples, recipe, optimizer, start):
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            bar.set_postfix(loss=f"{record['loss']:.4g}", refresh=False)
-            bar.update()
+    updates, device = log.updates, str(model.head.device)
+    shown = bar(updates, "train", "update", log.start)
+    with Stop() as stop, log, shown:
+        log.begin(model)
+        for record in fit(model, method, examples, recipe, optimizer, log.start):
+            log.add(model, record)
+            shown.set_postfix_str(log.state(record, device), refresh=False)
+            shown.update()
 
             # The log must be on the disk before a checkpoint that counts on it.
             step = record["step"]
             if every and (stop.asked or step % every == 0 or step == updates):
-                os.fsync(file.fileno())
+                log.sync()
                 save_checkpoint(out / "checkpoint.safetensors", model, optimizer, method, step)
             if stop.asked and step < updates:
                 kept = "nothing is kept, as you asked"
@@ -309,13 +351,25 @@ class Stop:
         self.asked = True
 
 
-def keep(model, tokenizer, adapters: Adapters | None, flags: Flags) -> None:
-    """The trained model as a folder. Adapters are also saved by themselves before the merge."""
+def keep(
+    model, tokenizer, adapters: Adapters | None, flags: Flags, updates: int,
+    held_out: HeldOut | None,
+) -> None:
+    """What is left of a run: the model as a folder, a picture, and what it was good for.
+
+    Adapters are also saved by themselves before the merge.
+    """
     out = Path(flags.out)
-    also = ""
+    step, note, also = updates, "", ""
+    if flags.keep_best:
+        step = held_out.restore_best(model)
+        note = f", the best on --eval-data: as it was after update {step} of {updates}"
     if adapters:
         lora.save_adapters(out / "adapter", model, flags.model)
         lora.merge(model)
         also = f", its adapter alone: {out / 'adapter'}"
     save_model(out / "model", model, tokenizer)
-    print(f"done: {out / 'model'}{also}")
+    print(f"done: {out / 'model'}{also}{note}")
+    try_to_draw(out, f"{flags.method} on {Path(flags.data).name}")
+    if held_out:
+        print(f"{summary(out, step)}, on {len(held_out.examples)} held-out examples")

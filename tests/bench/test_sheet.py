@@ -1,13 +1,14 @@
 """The memory sheet against what the allocator counts in a real training step, and refusals."""
 
 import math
+import os
 from dataclasses import replace
 
 import pytest
 import torch
 
 from minialign import METHODS
-from minialign.bench.sheet import Adapters, Load, allocated, check_fits, load_of, sheet
+from minialign.bench.sheet import Adapters, Load, allocated, available, check_fits, load_of, sheet
 from minialign.data import Example
 from minialign.hf import lora
 from minialign.hf.shapes import PRESETS
@@ -94,3 +95,15 @@ def test_what_does_not_fit_is_refused_with_the_sheet_and_a_way_out():
     with pytest.raises(ValueError, match=words):
         check_fits(parts, "cpu", "--lora-rank 16")
     check_fits(sheet(LLAMA, Load(9, 9, 9, 9), Recipe()), "cpu", "")
+
+
+def test_where_nothing_tells_how_much_memory_there_is_nothing_is_refused(monkeypatch):
+    """Windows has neither /proc/meminfo nor os.sysconf."""
+    def absent(*_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", absent)
+    assert 0 < available("cpu") < math.inf
+    monkeypatch.delattr(os, "sysconf")
+    assert available("cpu") == math.inf
+    check_fits({"weights": 10**18}, "cpu", "nothing")

@@ -75,3 +75,12 @@ def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path):
         can_write(tmp_path / "file" / "folder")
     with pytest.raises(ValueError, match="is a folder; name a file"):
         can_write(file=tmp_path / "made")
+
+
+def test_files_are_flushed_through_a_handle_that_may_write(tmp_path, monkeypatch):
+    """Windows flushes no other."""
+    fcntl = pytest.importorskip("fcntl")
+    modes = []
+    monkeypatch.setattr(os, "fsync", lambda fd: modes.append(fcntl.fcntl(fd, fcntl.F_GETFL)))
+    write_text(tmp_path / "t", "x")
+    assert [mode & os.O_ACCMODE for mode in modes] == [os.O_RDWR]

@@ -9,8 +9,8 @@ import torch
 
 from minialign import METHODS, linear_logps, train
 from minialign import logps as head
-from minialign.data import Counts, collate
-from minialign.logps import batch_logps, greedy, logit_gradient, score
+from minialign.data import Counts, Example, collate
+from minialign.logps import add_reference, batch_logps, greedy, logit_gradient, score
 from minialign.train import fused_pass, head_pass
 
 N, C, V = 7, 5, 11
@@ -265,3 +265,17 @@ def test_the_first_answer_token_is_trained_and_the_last_prompt_token_is_not(mode
     other = batch_logps(model, collate([replace(e, answers=[[5, 49, 49]])]))[0, 0, 0]
     torch.testing.assert_close(other, base)
     assert collate([e]).mask.sum() == sum(map(len, e.answers))
+
+
+def test_the_reference_is_not_asked_about_answers_that_are_absent(model):
+    """An unpaired example whose only answer is known already leaves nothing to ask."""
+    examples = [
+        Example(0, [1, 2], [[], [3, 4]], ref_logps=[None, -1.0]),
+        Example(1, [1], [[5], []], ref_logps=[None, None]),
+    ]
+    add_reference(model, examples[:1], progress=False)
+    assert examples[0].ref_logps == [None, -1.0]
+    add_reference(model, examples, progress=False)
+    assert examples[0].ref_logps == [None, -1.0]
+    alone = batch_logps(model, collate([Example(1, [1], [[5]])])).sum().item()
+    assert examples[1].ref_logps[0] == pytest.approx(alone)

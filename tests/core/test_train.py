@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from minialign import METHODS
 from minialign.data import Example, collate, laid_out
+from minialign.evaluate import answer_logps
 from minialign.logps import add_reference
 from minialign.methods import build_method
 from minialign.train import Diverged, Recipe, batches, fit, gradient, passes, pick_answers
@@ -223,3 +224,18 @@ def test_records_are_json(model):
         "negative_weights",
     }
     assert named <= set(json.loads(json.dumps(record)))
+
+
+@pytest.mark.parametrize("name", ["sft", "asft"])
+def test_a_record_says_how_likely_the_answers_were_before_the_update(model, name):
+    examples = pairs(5)
+    sums, lengths = answer_logps(model, examples, 5, progress=False)
+    wanted = sum(l[0] for l in sums) / sum(n[0] for n in lengths)
+    others = sum(sum(l[1:]) for l in sums) / sum(sum(n[1:]) for n in lengths)
+    recipe = Recipe(batch=5, micro_batch=2, lr=1e-3)
+    [record] = fit(model, build_method(name, {}, 5), examples, recipe)
+    assert record["logp_wanted"] == pytest.approx(wanted, rel=1e-6)
+    if METHODS[name].reads_others:
+        assert record["logp_others"] == pytest.approx(others, rel=1e-6)
+    else:
+        assert "logp_others" not in record

@@ -8,12 +8,10 @@ import sys
 import pytest
 import torch
 
-from toy import compare, world
-from toy.__main__ import main
-from toy.metrics import METRICS
-from toy.report import plain
+from toy import compare, labels, lake, world
+from toy.__main__ import main, plain
+from toy.measure import METRICS, measure
 from toy.rows import CONTROLS, find_row, train_row
-from toy.studies import STUDIES, designs, dose, labels
 
 
 @pytest.fixture
@@ -22,13 +20,14 @@ def hasty(monkeypatch):
     monkeypatch.setattr(world, "TEACHING", dict.fromkeys(world.TEACHING, 2))
 
 
-QUICK = ["--seeds", "2", "--steps", "3", "--episodes", "20", "--methods", "sft,ift_eq21,dpo"]
+QUICK = ["--seeds", "2", "--steps", "3", "--methods", "sft,ift_eq21,dpo"]
 
 
 def test_the_json_has_one_value_per_seed_and_does_not_change(hasty, tmp_path, capsys, monkeypatch):
     for name in ("a", "b"):
         if name == "b":
-            monkeypatch.setattr(compare, "pictures", lambda *_: [])     # drawn once is enough
+            for draw in ("draw_maps", "draw_seeds"):        # drawn once is enough
+                monkeypatch.setattr(compare, draw, lambda *_: "not drawn")
         where = ["--json", str(tmp_path / f"{name}.json"), "--out", str(tmp_path / name)]
         assert main([*QUICK, *where, "--first-seed", "7"]) == 0
     found = json.loads((tmp_path / "a.json").read_text())
@@ -38,47 +37,22 @@ def test_the_json_has_one_value_per_seed_and_does_not_change(hasty, tmp_path, ca
         assert set(METRICS) <= set(measured)
         assert all(len(values) == 2 for values in measured.values())
     pictures = {path.name for path in (tmp_path / "a").iterdir()}
-    assert pictures == {"lake_maps.png", "lake_dots.png", "lake_exposure.png"}
-    assert " come" in capsys.readouterr().out
+    assert pictures == {"lake_maps.png", "lake_dots.png"}
+    assert "Surely closer: " in capsys.readouterr().out
 
 
-def test_a_file_is_a_map_and_a_path_without_neighbours_is_null(hasty, tmp_path):
-    (tmp_path / "m.txt").write_text("SHG\nFFF\n")
-    where = ["--json", str(tmp_path / "j.json"), "--out", str(tmp_path), "--animate"]
-    args = [*QUICK, *where, "--map", str(tmp_path / "m.txt"), "--slippery", "--policy", "table"]
-    assert main([*args, "--methods", "sft"]) == 0
-    found = json.loads((tmp_path / "j.json").read_text())
-    assert found["sft"]["neighbour_accuracy"] == [None, None]
-    assert (tmp_path / "lake_walk.gif").read_bytes()[:3] == b"GIF"
-
-
-@pytest.mark.parametrize("text, said", [
-    ("", "is empty"),
-    ("SFX\nFFG", "line 1, column 3: unknown letter 'X'; use only"),
-    ("SFf\nFFG", "line 1, column 3: unknown letter 'f'; write 'F'"),
-    ("SFF\nFG", "line 2 has 2 letters, line 1 has 3"),
-    ("FFF\nFFG", "has no start; write exactly one S"),
-    ("SSF\nFFG", "has 2 starts (line 1, column 1 and line 1, column 2)"),
-    ("SFF\nFFF", "has no goal"),
-    ("SFF\n\nFFG", "line 2 is empty"),
-    ("SHF\nHFG", "no path leads from S to G"),
-    ("S" + 299 * "F" + "G", "1 × 301 cells"),
-])
-def test_a_bad_map_gets_one_clear_sentence(tmp_path, capsys, text, said):
-    (tmp_path / "m.txt").write_text(text)
-    assert main([*QUICK, "--map", str(tmp_path / "m.txt"), "--out", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert said in error and "m.txt" in error and error.count("\n") == 1
+def test_a_path_without_neighbours_is_null(monkeypatch):
+    monkeypatch.setitem(lake.OURS, "two-path", ("SHG", "FFF"))
+    narrow = world.prepare("two-path", [0, 1], slippery=True)
+    found = plain(measure(narrow, narrow.base))
+    assert found["neighbour_accuracy"] == [None, None] and None not in found["success"]
 
 
 @pytest.mark.parametrize("argv, said", [
-    (["--map", "9x9"], "no map and no file is called '9x9'; give one of 4x4, 8x8"),
-    (["--map", "."], "is a folder"),
-    (["--map", ""], "no map and no file is called ''"),
     (["--methods", "sft,ppo"], "'ppo' is no method; choose from sft"),
     (["--methods", "kto"], "mismatched"),
     (["--methods", ","], "--methods is empty"),
-    (["--study", "paths", "--map", "8x8"], "--map belongs to the comparison"),
+    (["--study", "labels", "--map", "8x8"], "--map belongs to the comparison"),
     (["--json", "."], "is a folder; name a file"),
 ])
 def test_bad_requests_say_what_to_type_instead(capsys, argv, said, tmp_path, monkeypatch):
@@ -97,7 +71,7 @@ def test_a_run_that_diverges_says_so():
 
 @pytest.mark.parametrize("argv", [
     "--seeds 0", "--lam 1.5", "--lr nan", "--lr 0", "--seeds x", "--frobnicate", "--study none",
-    "--first-seed -1",
+    "--first-seed -1", "--map 9x9",
 ])
 def test_bad_usage_exits_with_two(capsys, argv):
     with pytest.raises(SystemExit) as stop:
@@ -116,7 +90,7 @@ def test_help_does_not_wait_for_torch():
 def test_an_interrupt_exits_with_130(tmp_path):
     """Sent once the first row is done: what torch imports at its first step can swallow an earlier
     one (press Ctrl-C again)."""
-    command = [sys.executable, "-u", "-m", "toy", "--seeds", "40", "--steps", "200"]
+    command = [sys.executable, "-u", "-m", "toy", "--seeds", "4", "--steps", "200"]
     command += ["--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     seen = b""
@@ -128,16 +102,14 @@ def test_an_interrupt_exits_with_130(tmp_path):
     assert b"Traceback" not in error
 
 
-def test_the_studies_run_and_return_plain_numbers(hasty, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(designs, "MAPS", ("two-path",))
-    monkeypatch.setattr(designs, "STEPS", (1, 2))
-    monkeypatch.setattr(dose, "DOSES", (0.0, 0.35))
-    few = ("sft", "ift_eq21", "ift", "neighbour noise", "oracle labels")
+def test_the_study_of_labels_runs_and_returns_plain_numbers(hasty, tmp_path, capsys, monkeypatch):
+    few = ("sft", "ift_simple", "ift", "neighbour noise", "oracle labels")
     monkeypatch.setattr(labels, "ROWS", few)
-    quick = ["--study", "all", "--seeds", "2", "--steps", "2"]
+    quick = ["--study", "labels", "--seeds", "2", "--steps", "2"]
     assert main([*quick, "--out", str(tmp_path), "--json", str(tmp_path / "j.json")]) == 0
     found = json.loads((tmp_path / "j.json").read_text())
-    assert list(found) == list(STUDIES)
-    assert found["labels"]["maze"]["ift"]["off_path_start"][0] > 0
-    assert capsys.readouterr().out.count("picture: ") == 4
+    assert list(found) == ["maze", "corridor"] and list(found["maze"]) == list(few)
+    assert found["maze"]["ift"]["off_path_first"][0] > 0
+    assert capsys.readouterr().out.count("picture: ") == 1
+    assert (tmp_path / "lake_labels.png").exists()
     assert plain({"x": torch.tensor([1.0, float("nan")])}) == {"x": [1.0, None]}

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from toy import lake as lakes
-from toy import maps
 from toy.rows import CONTROLS, choose, find_row, train_row
 from toy.world import prepare
 
@@ -35,7 +34,7 @@ def slippery():
 
 def test_transitions_are_those_of_the_environment():
     for name, slips in (("4x4", True), ("two-path", False), ("corridor", True)):
-        lake = lakes.make(maps.find(name), slips)
+        lake = lakes.make(lakes.find(name), slips)
         env = gymnasium.make("FrozenLake-v1", desc=list(lake.rows), is_slippery=slips).unwrapped
         env.reset(seed=0)
         torch.testing.assert_close(lake.P.sum(-1), torch.ones_like(lake.P[..., 0]))
@@ -67,7 +66,7 @@ def test_value_iteration_finds_what_trying_every_policy_finds():
 
 
 def test_ties_are_all_the_first_steps_of_shortest_ways():
-    lake = lakes.make(maps.find("4x4"))
+    lake = lakes.make(lakes.find("4x4"))
     assert lake.optimal[0].tolist() == [False, True, True, False]
     assert lake.optimal[9].tolist() == [False, True, True, False]
     assert lake.optimal[lake.ends].sum() == 0
@@ -79,7 +78,7 @@ def test_ties_are_all_the_first_steps_of_shortest_ways():
 ])
 def test_the_demonstrations_lead_to_the_goal_one_of_them_wrongly(name, slips):
     for seed in range(4 if name == "maze" else 1):
-        lake = lakes.make(maps.find(name, seed), slips)
+        lake = lakes.make(lakes.find(name, seed), slips)
         for path in (lake.best, lake.worse):
             for (s, a), (then, _) in zip(path, path[1:], strict=False):
                 assert lake.P[s, a, then] > 0
@@ -166,7 +165,7 @@ def test_success_agrees_with_episodes_in_the_environment(slippery):
 
 
 def test_greedy_policies_and_endless_walks_have_exact_values():
-    lake = lakes.make(maps.find("4x4"))
+    lake = lakes.make(lakes.find("4x4"))
     greedy = torch.nn.functional.one_hot(lake.expert, 4).double()
     assert lakes.success(lake, greedy) == 1 and lakes.seen(lake, greedy).sum() == len(lake.best) + 1
     # Always up: never arrives, never drowns.

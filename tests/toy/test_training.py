@@ -9,10 +9,9 @@ import torch
 from minialign.methods import METHODS
 from toy import lake as lakes
 from toy import policy
-from toy.metrics import measure
+from toy.measure import measure
 from toy.rows import CONTROLS, choose, find_row, train_row
-from toy.studies.labels import label_correctness
-from toy.world import NEGATIVES, World, join, prepare
+from toy.world import NEGATIVES, World, imitate, prepare
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,26 +43,27 @@ def ragged():
 # ------------------------------------------------------------------------------ gradients
 
 @pytest.mark.parametrize("kind", [policy.Table, policy.Network])
-@pytest.mark.parametrize("sees", ["cells", "coordinates"])
-@pytest.mark.parametrize("reads", ["path", "expected", "greedy", "uniform", "oracle"])
-def test_gradients_by_hand_are_those_of_autograd(kind, sees, reads):
+@pytest.mark.parametrize("reads, oracle", [
+    ("path", False), ("greedy", False), ("soft", False), ("uniform", False), ("greedy", True),
+    ("soft", True),
+])
+def test_gradients_by_hand_are_those_of_autograd(kind, reads, oracle):
     known, data = ragged()
-    seen = policy.coordinates(known.lakes) if sees == "coordinates" else None
-    world = World([0, 3], known.singles, kind.fresh([0, 3], seen, 36))
+    world = World([0, 3], known.singles, kind.fresh([0, 3], 36))
     method = METHODS["asft"]()
     if reads != "path":
         data = policy.Data(data.states[:1], data.actions[:1], data.mask[:1])
         method = METHODS["sft"](reduction="seq_sum")
     weigh, kept = method.weigh, {}
     method.weigh = lambda logps, batch: kept.setdefault("out", weigh(logps, batch))
-    _, gradients, _ = policy.step(world.base, world.lakes, data, method, reads, 0.3)
+    _, gradients, _ = policy.step(world.base, world.lakes, data, method, reads, 0.3, oracle)
     again = world.base.copy()
     for parameter in again.parameters:
         parameter.requires_grad_()
     weights, share, source, rows = kept["out"][1], 1.0, data.states, None
     if reads != "path":
-        mixed, _ = policy.residual(world.lakes, data, world.base.probabilities(), reads, 0.3)
-        if reads == "oracle":
+        mixed = policy.residual(world.lakes, data, world.base.probabilities(), reads, 0.3)
+        if oracle:
             length = data.mask[0].sum(-1).flatten()[:, None]
             data, share = policy.with_oracle(world.lakes, data, mixed)
             source, share = data.states, share / length
@@ -78,11 +78,11 @@ def test_gradients_by_hand_are_those_of_autograd(kind, sees, reads):
 
 
 def test_the_gradient_of_sft_on_a_table_is_softmax_minus_onehot():
-    world = prepare("4x4", [0], kind=policy.Table)
+    world, table = prepare("4x4", [0]), policy.Table.fresh([0], 16)
     sft = METHODS["sft"]()
-    _, (gradient,), _ = policy.step(world.base, world.lakes, world.path, sft, "path", 0.0)
+    _, (gradient,), _ = policy.step(table, world.lakes, world.path, sft, "path", 0.0)
     wanted = torch.zeros(16, 4, dtype=torch.float64)
-    p, best = world.base.probabilities()[0], world.singles[0].best
+    p, best = table.probabilities()[0], world.singles[0].best
     for s, a in best:
         wanted[s] += (p[s] - torch.nn.functional.one_hot(torch.tensor(a), 4)) / len(best)
     torch.testing.assert_close(gradient[0], wanted)
@@ -92,13 +92,13 @@ def test_the_gradient_of_sft_on_a_table_is_softmax_minus_onehot():
 
 def test_ift_without_residual_and_without_propagation_walks_the_path_of_sft():
     world, data = ragged()
-    one = policy.Data(data.states[:1], data.actions[:1], data.mask[:1])
+    both = World(world.seeds, world.singles, world.base)
+    both.path = policy.Data(data.states[:1], data.actions[:1], data.mask[:1])
     stops = {"sft": [], "ift_simple": [], "oracle labels": []}
     for name, seen in stops.items():
-        def watch(_, p, seen=seen):
-            seen.append(p.probabilities())
-
-        train_row(world, find_row(name, 0.0), steps=6, lr=0.02, data=one, watch=watch)
+        for steps in range(7):
+            trained, _ = train_row(both, find_row(name, 0.0), steps=steps, lr=0.02)
+            seen.append(trained.probabilities())
     torch.testing.assert_close(stops["ift_simple"], stops["sft"], rtol=0, atol=0)
     torch.testing.assert_close(stops["oracle labels"], stops["sft"])
     assert not torch.equal(stops["sft"][0], stops["sft"][-1])
@@ -111,26 +111,17 @@ def test_seeds_side_by_side_train_as_if_alone(name, mazes):
     single, off_single = train_row(alone, find_row(name, 0.5), steps=5, lr=0.02)
     middle = trained.probabilities()[1:2]
     torch.testing.assert_close(middle, single.probabilities(), rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(off[:, 1:2], off_single, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(off[..., 1:2], off_single, rtol=1e-7, atol=1e-9)
     expected = measure(alone, single)
     for metric, x in measure(together, trained).items():
         torch.testing.assert_close(x[1:2], expected[metric], rtol=1e-5, atol=1e-8, equal_nan=True)
 
 
-def test_worlds_joined_train_as_if_apart():
-    apart = [prepare("two-path", [0, 1], base=base) for base in ("random", "noisy")]
-    for name in ("sft", "ift", "dpo"):
-        trained = []
-        for world in (join(apart), *apart):
-            policies, _ = train_row(world, find_row(name, 0.5), steps=6, lr=0.02)
-            trained.append(policies.probabilities())
-        torch.testing.assert_close(trained[0], torch.cat(trained[1:]), rtol=1e-7, atol=1e-9)
-
-
 def test_mixed_states_are_distributions_that_start_on_the_path():
     world, data = ragged()
-    for reads in ("expected", "greedy", "uniform"):
-        mixed, off = policy.residual(world.lakes, data, world.base.probabilities(), reads, 0.3)
+    for reads in ("greedy", "soft", "uniform"):
+        mixed = policy.residual(world.lakes, data, world.base.probabilities(), reads, 0.3)
+        off, _, _ = policy.judged(world.lakes, data, policy.deviation(data, mixed))
         torch.testing.assert_close(mixed.sum(-1), torch.ones_like(mixed[..., 0]))
         assert (mixed[:, :, 0].gather(-1, data.states[0][:, :, :1]) == 1).all()
         assert ((0 <= off) & (off <= 0.3)).all()
@@ -138,19 +129,52 @@ def test_mixed_states_are_distributions_that_start_on_the_path():
     lake = world.singles[0]
     random = torch.full((1, 36, 4), 0.25, dtype=torch.float64)
     shown = policy.trajectories([[lake.best]])
-    _, off = policy.residual(lakes.stack([lake]), shown, random, "expected", 1.0)
+    off, _, _ = read_off_path([lake], shown, random, "soft", 1.0)
     steps = zip(lake.best, lake.best[1:], strict=False)
     left = [1 - lake.P[s].mean(0)[then] for (s, _), (then, _) in steps]
     torch.testing.assert_close(off[0], torch.stack(left).mean())
 
 
+def read_off_path(singles, data, probabilities, reads, lam):
+    """What is judged of the first step of a policy with these probabilities."""
+    stacked = lakes.stack(singles)
+    mixed = policy.residual(stacked, data, probabilities, reads, lam)
+    return policy.judged(stacked, data, policy.deviation(data, mixed))
+
+
+def test_the_greedy_guess_leaves_the_path_where_the_likeliest_action_does():
+    world = prepare("4x4", range(5))
+    p = world.base.probabilities()
+    off, _, _ = read_off_path(world.singles, world.path, p, "greedy", 0.5)
+    best = world.singles[0].best
+    for n in range(5):
+        leaves = []
+        for (s, _), (then, _) in zip(best, best[1:], strict=False):
+            leaves.append(int(world.singles[0].P[s, p[n, s].argmax()].argmax()) != then)
+        assert off[n].item() == pytest.approx(0.5 * sum(leaves) / len(leaves))
+    assert 0 < off.sum()
+
+
+def test_where_the_greedy_guess_is_the_demonstration_ift_is_sft():
+    start = prepare("4x4", [0, 1])
+    taught = imitate(start.base, start.lakes, start.lakes.expert[:, None], 100)
+    world = World(start.seeds, start.singles, taught)
+    trained = {}
+    for name in ("sft", "ift_simple", "oracle labels", "soft mix"):
+        trained[name], judged = train_row(world, find_row(name, 0.5), steps=5, lr=0.02)
+        assert (judged[:, 0] > 0).all() == (name == "soft mix")
+    sft = trained["sft"].probabilities()
+    torch.testing.assert_close(trained["ift_simple"].probabilities(), sft, rtol=0, atol=0)
+    torch.testing.assert_close(trained["oracle labels"].probabilities(), sft)
+    assert not torch.allclose(trained["soft mix"].probabilities(), sft)
+
+
 def test_a_table_taught_both_paths_copies_their_share():
-    world = prepare("two-path", [0], kind=policy.Table)
-    lake = world.singles[0]
+    lake = lakes.make(lakes.find("two-path"))
     data = policy.trajectories([[lake.best, lake.worse, lake.worse]])
     sft = METHODS["sft"]("seq_sum")
-    trained, _ = policy.train(world.base, world.lakes, data, sft, steps=500, lr=2.0,
-                              optimizer="sgd")
+    trained, _ = policy.train(policy.Table.fresh([0], 15), lakes.stack([lake]), data, sft,
+                              steps=500, lr=2.0, optimizer="sgd")
     assert trained.probabilities()[0, 0, lake.best[0][1]].item() == pytest.approx(1 / 3, abs=1e-3)
 
 
@@ -176,12 +200,12 @@ def test_the_nearest_optimal_policy_is_nearer_than_any_other():
         other = other / other.sum(-1, keepdim=True)
         assert ((p[0] - other)[lake.solvable] ** 2).mean() >= nearest - 1e-12
     tied = (lake.optimal / lake.optimal.sum(-1, keepdim=True).clamp(min=1)).double()
-    mixed = policy.Table(None, [(tied + 1e-12).log()[None]])
+    mixed = policy.Table([(tied + 1e-12).log()[None]])
     world.optimum = mixed
     assert measure(world, mixed)["mse_nearest"] < 1e-12
 
 
-def test_label_correctness_on_a_lake_small_enough_to_count():
+def test_right_labels_on_a_lake_small_enough_to_count():
     lake = lakes.make(("SFF", "FFF", "FFG"))
     by_hand = right = 0
     for (s, _), (here, action) in zip(lake.best, lake.best[1:], strict=False):
@@ -189,4 +213,7 @@ def test_label_correctness_on_a_lake_small_enough_to_count():
             then = int(lake.P[s, a].argmax())
             if then != here and not lake.ends[then]:
                 by_hand, right = by_hand + 1, right + bool(lake.optimal[then, action])
-    assert label_correctness([lake]).item() == pytest.approx(right / by_hand)
+    anywhere = torch.full((1, 9, 4), 0.25, dtype=torch.float64)
+    shown = policy.trajectories([[lake.best]])
+    _, reachable, labelled = read_off_path([lake], shown, anywhere, "uniform", 1.0)
+    assert (labelled / reachable).item() == pytest.approx(right / by_hand)

@@ -1,7 +1,6 @@
 """The command line as its user meets it: help, exit statuses, one sentence for every mistake."""
 
 import json
-import re
 import shlex
 import shutil
 import subprocess
@@ -207,21 +206,6 @@ def test_the_public_names_are_there():
         assert getattr(minialign, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'train_it'"):
         getattr(minialign, "train_it")  # noqa: B009
-
-
-def test_every_command_of_the_readme_is_one_that_the_program_takes():
-    text = (Path(__file__).parents[2] / "README.md").read_text().replace("\\\n", " ")
-    lines = [
-        line
-        for line in text.splitlines()
-        if line.startswith("python -m minialign ") and not re.search("DIR|NAME", line)
-    ]
-    commands = [
-        shlex.split(re.split(r" {3,}(?=\w+ )", line)[0], comments=True)[3:] for line in lines
-    ]  # without their remarks
-    assert len(commands) > 5
-    for words in commands:
-        flags_of(words[0], words[1:])
 
 
 RECIPES = sorted((Path(minialign.__file__).parent / "verbs" / "recipes").glob("*.sh"))

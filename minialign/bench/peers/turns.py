@@ -8,8 +8,8 @@ This file is run by a peer's interpreter too. It imports nothing but torch.
 """
 
 import json
+import mmap
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -79,7 +79,8 @@ def timed(work: Callable, device: str) -> float:
 def used(device: str, reset: bool = False) -> int:
     """The most bytes in use since the last reset: by the GPU's allocator, else by this process.
 
-    Only on Linux can a process forget its peak. Elsewhere this is the peak since the process began.
+    Only on Linux can a process forget its peak. Elsewhere this is the peak since the process began,
+    and 0 on Windows, where nothing tells.
     """
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
@@ -91,11 +92,16 @@ def used(device: str, reset: bool = False) -> int:
             Path("/proc/self/clear_refs").write_text("5")
         return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     except (OSError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
+        pass
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def touch(tensors) -> None:
     """Read a byte of every page, so that a file that is only mapped gets loaded."""
     for tensor in tensors:
-        tensor.detach().view(-1).view(torch.uint8)[:: resource.getpagesize()].sum()
+        tensor.detach().view(-1).view(torch.uint8)[:: mmap.PAGESIZE].sum()
