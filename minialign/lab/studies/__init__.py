@@ -77,8 +77,8 @@ STUDIES = {
         "asking the policy for its guesses costs next to nothing",
         "IFT, §4 and §5", "cost:first_pass"),
     "writer": Claim(
-        "learning from a better writer, a policy gains by more than imitation: by its own answers "
-        "as negatives, or its own guesses",
+        "a policy that learns from a better writer does better with its own answers as negatives, "
+        "or its own guesses, than by imitation alone",
         "DFT and IFT, abstracts; real models, ours", "writer:writer", seeds=3),
 }
 
