@@ -38,8 +38,8 @@ WILD = 1.7                      # temperature at which the policy makes no sense
 AT_A_TIME = 128                 # texts that are written or scored together
 SHOWN = 3                       # openings whose continuations are printed
 
-# What a rate is chosen from. The rates in ROWS are the choice, made once on the development openings
-# by `python -m minialign study writer --tune`; what was tried then is told in README.md.
+# What a rate is chosen from. The rates in ROWS are the choice, made once on the development
+# openings by `python -m minialign study writer --tune`; README.md tells what was tried then.
 RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 
 
