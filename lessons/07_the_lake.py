@@ -175,7 +175,7 @@ ask(your_success)
 #   straight away? Look at how early the student's walks end.
 # * `steps=20`: the student is unsure on the path as well. How much do more walks help now?
 #
-# **Next:** 08. IFT reads cells beside the path without anybody showing them. What does it do there?
+# **Next:** 08. IFT reads cells beside the path when its own guess leads there. How often does it, and what is it told there?
 
 # %%
 # region Solution: unfold when you have tried

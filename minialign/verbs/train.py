@@ -174,7 +174,7 @@ Flags = make_dataclass(
 def recipe_of(flags: Flags) -> Recipe:
     """The Recipe that the flags describe. ValueError, in the flags' words, if they contradict."""
     one_pass = flags.inside_backward
-    if one_pass and (flags.batch > flags.micro_batch or flags.pass_tokens or flags.clip):
+    if one_pass and (flags.batch > (flags.micro_batch or 8) or flags.pass_tokens or flags.clip):
         raise ValueError(
             "--inside-backward updates in one pass, before the whole gradient is known: give "
             f"--micro-batch as large as --batch ({flags.batch}), and neither --pass-tokens nor "

@@ -1,6 +1,7 @@
 """What `python -m toy` says, writes and refuses."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -90,11 +91,11 @@ def test_help_does_not_wait_for_torch():
 def test_an_interrupt_exits_with_130(tmp_path):
     """Sent once the first row is done: what torch imports at its first step can swallow an earlier
     one (press Ctrl-C again)."""
-    command = [sys.executable, "-u", "-m", "toy", "--seeds", "4", "--steps", "200"]
+    command = [sys.executable, "-u", "-m", "toy", "--seeds", "4", "--steps", "1000"]
     command += ["--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     seen = b""
-    while b" 1/" not in seen and process.poll() is None:
+    while not re.search(rb" [1-9]\d*/", seen) and process.poll() is None:
         seen += process.stderr.read(1)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
