@@ -5,6 +5,7 @@ once it has been chosen, so `minialign -h` does not wait for torch.
 """
 
 import argparse
+import io
 import sys
 from importlib import import_module
 
@@ -53,6 +54,9 @@ def main(words: list[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."""
     if words is None:
         words = sys.argv[1:]
+    # A terminal that cannot write Δ gets a question mark. Nothing that is finished is lost for it.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     verb = chosen_verb(words)
 
     def work() -> None:

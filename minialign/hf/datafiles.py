@@ -11,6 +11,8 @@ from minialign.hf.rows import Row, as_answer, as_key, as_text, check_text, is_nu
 from minialign.progress import bar
 
 AT_A_TIME = 500             # rows that are encoded together
+SMALLEST = -1e8             # no log-prob of an answer is less,
+ROUNDING = 1e-3             # nor above 0, unless by rounding
 SLOW = 2                    # seconds after which loading shows a bar
 
 
@@ -148,6 +150,9 @@ def read_negatives(path, chat: bool = False) -> dict[str, list[dict]]:
             if ref_logp is not None and not is_number(ref_logp):
                 raise ValueError(f"{where}: 'ref_logps' holds something that is not a finite "
                                  "number")
+            if ref_logp is not None and not SMALLEST < ref_logp < ROUNDING:
+                raise ValueError(f"{where}: 'ref_logps' holds {ref_logp}, which is no log-prob of "
+                                 'an answer; draw the pool again, or delete "ref_logps" from it')
             if not isinstance(done, bool):
                 raise ValueError(f"{where}: 'finished' must hold true or false for every answer")
             if not isinstance(text, str) or not (text or done):

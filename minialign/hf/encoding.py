@@ -63,7 +63,11 @@ def encode_rows(tokenizer, rows: list[Row]) -> list[tuple[list[int], list[list[i
                     found = end_once(tokenizer, found, done)
             answers.append(found)
         # An empty prompt in a model without a begin token: what ends a text opens one (GPT-2).
-        encoded.append((prefixes[i] or [tokenizer.eos_id], answers))
+        prefix = prefixes[i] or [tokenizer.eos_id]
+        with naming(row.where):
+            for found in (prefix, *answers):
+                tokenizer.check_ids(found)
+        encoded.append((prefix, answers))
     return encoded
 
 
@@ -111,10 +115,26 @@ def answer_text(tokenizer, row: Row, before: str, answer) -> str | None:
         whole = tokenizer.render(row.prompt + answer, tools=row.tools)
         if whole.startswith(before):
             text = whole[len(before) :]
+            check_written(answer, text)
         else:
             text = behind_opening(tokenizer, row, before, answer, whole)
     check_unicode(text)
     return text
+
+
+def check_written(answer: list[dict], written: str) -> None:
+    """ValueError if the rendered text `written` lacks what the answer says.
+
+    Its end token alone would be trained. What a reasoning trace says before </think> may be
+    dropped, and spaces do not count.
+    """
+    said = answer[-1].get("content")
+    if not isinstance(said, str):
+        return
+    said = said.rpartition("</think>")[2]
+    if said.strip() not in written and "".join(said.split()) not in "".join(written.split()):
+        raise ValueError("the chat template does not write the text of the answer; "
+                         "give prompt and answer as strings, or use a model whose template does")
 
 
 def behind_opening(tokenizer, row: Row, before: str, answer: list[dict], whole: str) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from minialign.model import Config
 
+DEEPEST = 2000              # layers; a slip of the finger would take minutes to be found out
 # What model_type says, and how transformers spells it in the names of its classes.
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3",
             "smollm3": "SmolLM3", "olmo2": "Olmo2", "gpt2": "GPT2"}
@@ -46,9 +47,9 @@ def gpt2_config(raw: dict) -> Config:
     width = integer(raw, "n_embd")
     return Config(
         vocab_size=integer(raw, "vocab_size"), max_len=integer(raw, "n_positions"),
-        n_layer=integer(raw, "n_layer"), n_head=integer(raw, "n_head"),
+        n_layer=integer(raw, "n_layer", most=DEEPEST), n_head=integer(raw, "n_head"),
         d_model=width, d_mlp=integer_or_none(raw, "n_inner") or 4 * width,
-        norm="layer", norm_eps=number(raw, "layer_norm_epsilon"), pos="learned", mlp="gelu",
+        norm="layer", norm_eps=number(raw, "layer_norm_epsilon", most=1), pos="learned", mlp="gelu",
         bias=True, tie=raw.get("tie_word_embeddings") is not False,
     )
 
@@ -68,10 +69,11 @@ def rotary_config(raw: dict) -> Config:
     rope_theta, rope_scaling = read_rope(raw)
     return Config(
         vocab_size=integer(raw, "vocab_size"), max_len=integer(raw, "max_position_embeddings"),
-        n_layer=integer(raw, "num_hidden_layers"), n_head=integer(raw, "num_attention_heads"),
+        n_layer=integer(raw, "num_hidden_layers", most=DEEPEST),
+        n_head=integer(raw, "num_attention_heads"),
         n_kv_head=integer_or_none(raw, "num_key_value_heads"),
         d_model=integer(raw, "hidden_size"), d_head=integer_or_none(raw, "head_dim"),
-        d_mlp=integer(raw, "intermediate_size"), norm_eps=number(raw, "rms_norm_eps"),
+        d_mlp=integer(raw, "intermediate_size"), norm_eps=number(raw, "rms_norm_eps", most=1),
         rope_theta=rope_theta, rope_scaling=rope_scaling, window=read_window(raw),
         bias=bias, qkv_bias=some_bias or family == "qwen2", o_bias=some_bias,
         qk_norm={"qwen3": "head", "olmo2": "all"}.get(family), norm_after=family == "olmo2",
@@ -104,6 +106,8 @@ def read_rope(raw: dict) -> tuple[float, tuple | None]:
         described = (kind, number(scaling, "factor"))
     if kind == "llama3":
         low, high = number(scaling, "low_freq_factor"), number(scaling, "high_freq_factor")
+        if low >= high:
+            raise ValueError(f"low_freq_factor {low} must be less than high_freq_factor {high}")
         old_len = integer(scaling, "original_max_position_embeddings")
         described = (kind, number(scaling, "factor"), low, high, old_len)
     if kind == "yarn":
@@ -191,11 +195,11 @@ def stated(raw: dict, key: str):
     return raw[key]
 
 
-def integer(raw: dict, key: str, least: int = 1) -> int:
-    """raw[key], an integer from `least` to 10⁸; ValueError if it is absent or anything else."""
+def integer(raw: dict, key: str, least: int = 1, most: float = 1e8) -> int:
+    """raw[key], an integer in this range; ValueError if it is absent or anything else."""
     value = stated(raw, key)
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or not least <= value <= 1e8:
+    if not whole or not least <= value <= most:
         raise ValueError(f"{key} is {value!r}, not a positive integer of a sensible size")
     return value
 
@@ -205,11 +209,11 @@ def integer_or_none(raw: dict, key: str) -> int | None:
     return None if raw.get(key) is None else integer(raw, key)
 
 
-def number(raw: dict, key: str) -> float:
-    """raw[key], a number above 0; ValueError if it is absent or anything else."""
+def number(raw: dict, key: str, most: float = 1e15) -> float:
+    """raw[key], a number above 0 and up to `most`; ValueError if it is absent or anything else."""
     value = stated(raw, key)
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not numeric or not 0 < value < 1e300:
+    if not numeric or not 0 < value <= most:
         raise ValueError(f"{key} is {value!r}, not a positive number of a sensible size")
     return float(value)
 

@@ -8,12 +8,13 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minialign.files import write_tensors, write_text
+from minialign.files import UNFINISHED, locked, write_tensors, write_text
 from minialign.hf.families import config_from_hf, config_to_hf, to_gpt2
 from minialign.hf.jsonfiles import read_json
 from minialign.hf.lora import load_adapters, merge
@@ -34,7 +35,7 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-PIECE, PIECES = 65_536, 16      # bytes of a file of weights that its digest reads at a time
+PART = ".part"                  # in SAVING, a file on its way to its place
 
 # --------------------------------------------------------------------------------------- loading
 
@@ -58,6 +59,7 @@ def load_model(
     """
     config = read_config(path)
     tokenizer = load_tokenizer(path, chat_template)
+    tokenizer.limit = config.vocab_size
     return load_weights(path, config, dtype, device), tokenizer
 
 
@@ -123,8 +125,9 @@ def check_device(device: str) -> str:
             "the command), or give cpu")
     try:
         torch.zeros(1, device=device).sum().item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        why = str(error).splitlines()[0].partition(". ")[0]
+    except Exception as error:
+        # Every kind of device that torch does not have here raises an error of its own.
+        why = str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(f"device {device!r} cannot be used here ({why}); give cpu") from None
     if torch.device(device).type == "cuda":
         choose_flash_attention()
@@ -141,29 +144,17 @@ def choose_flash_attention() -> None:
 
 
 def model_digest(path: str | Path) -> str:
-    """A digest of a model's files, which changes with the model and costs no reading of it all.
-
-    The small files are read whole. Of the weights, every byte of which training changes, it is the
-    size and some pieces: the header at the beginning, and PIECES more up to the end.
-    """
-    # An adapter is a model together with its base, and its tokenizer may be in either folder.
-    base, adapter = model_folder(path), adapter_folder(path)
-    small = [base / "config.json", *tokenizer_files(tokenizer_folder(path))]
-    large = sorted(base.glob("*.safetensors"))
+    """A digest of the files that a model is loaded from, every byte of them."""
+    folder, adapter = model_folder(path), adapter_folder(path)
+    files = [folder / "config.json", *folder.glob("*.safetensors")]
+    files += tokenizer_files(tokenizer_folder(path))
     if adapter is not None:
-        small.append(adapter / "adapter_config.json")
-        large += sorted(adapter.glob("*.safetensors"))
-
+        files += [adapter / "adapter_config.json", *adapter.glob("*.safetensors")]
     hashed = hashlib.sha256()
-    for file in small:
-        hashed.update(file.read_bytes())
-    for file in large:
-        size = file.stat().st_size
-        hashed.update(f"{file.name} {size}".encode())
-        with open(file, "rb") as weights:
-            for i in range(PIECES + 1):
-                weights.seek(max(0, size - PIECE) * i // PIECES)
-                hashed.update(weights.read(PIECE))
+    for file in sorted(files, key=lambda file: (file.name, str(file))):
+        with open(file, "rb") as opened:
+            content = hashlib.file_digest(opened, "sha256").hexdigest()
+        hashed.update(f"{file.name} {content}\n".encode())
     return hashed.hexdigest()[:16]
 
 
@@ -184,7 +175,7 @@ def save_model(
 
     Raises ValueError, before anything is written, for a model of no family or with other
     parameters than its Config says (adapters that are not merged), and OSError, with the old model
-    still in place, when the disk is full.
+    still in place, when the disk is full. ValueError too if somebody else is saving there.
     """
     folder = Path(path)
     state = plain_state(model)
@@ -195,24 +186,33 @@ def save_model(
         del state["lm_head.weight"]
     shards, index = cut_into_shards(state, shard_bytes)
 
-    # What a killed save had finished is put in place, what it had begun is thrown away.
+    with locked(folder):
+        finish_killed_save(folder)
+        staging = folder / SAVING
+        staging.mkdir(mode=0o700)
+
+        # config.json comes last: without it the folder is no model to anyone.
+        try:
+            tokenizer.save(staging)
+            if index:
+                write_text(staging / "model.safetensors.index.json", json.dumps(index, indent=2))
+            for name, tensors in shards.items():
+                write_tensors(staging / name, tensors, {"format": "pt"})
+            write_text(staging / "config.json", json.dumps(raw, indent=2) + "\n")
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        put_in_place(folder)
+
+
+def finish_killed_save(folder: Path) -> None:
+    """Put in place what a killed save had finished, and throw away what it had only begun."""
     staging = folder / SAVING
+    if staging.is_symlink():
+        raise ValueError(f"{staging} is a link, and not the folder that saving makes; remove it")
     if (staging / "config.json").is_file():
         put_in_place(folder)
     shutil.rmtree(staging, ignore_errors=True)
-
-    # config.json comes last: without it the folder is no model to anyone.
-    try:
-        tokenizer.save(staging)
-        if index:
-            write_text(staging / "model.safetensors.index.json", json.dumps(index, indent=2))
-        for name, tensors in shards.items():
-            write_tensors(staging / name, tensors, {"format": "pt"})
-        write_text(staging / "config.json", json.dumps(raw, indent=2) + "\n")
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    put_in_place(folder)
 
 
 def plain_state(model: Transformer) -> dict[str, Tensor]:
@@ -271,9 +271,14 @@ def put_in_place(folder: Path) -> None:
     between, SAVING remains the whole new model, since its files are linked and not moved, and
     `load_model` reads it there.
     """
-    staging, part = folder / SAVING, folder / f"{SAVING}.part"
-    new = [file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file()]
-    new.remove("config.json")
+    staging = folder / SAVING
+    part = staging / PART
+    part.unlink(missing_ok=True)
+    new = []
+    for file in staging.rglob("*"):
+        name = file.relative_to(staging).as_posix()
+        if file.is_file() and not name.startswith(UNFINISHED) and name != "config.json":
+            new.append(name)
     new.append("config.json")
 
     # The files that only the old model has go.
@@ -294,6 +299,8 @@ def put_in_place(folder: Path) -> None:
         except OSError:
             # This file system has no links.
             shutil.copyfile(staging / name, part)
+        if (folder / name).is_file():
+            part.chmod(stat.S_IMODE((folder / name).stat().st_mode))
         os.replace(part, folder / name)
 
     # Without its config.json SAVING is no model any more, and may go file by file.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from minialign.files import write_tensors, write_text
 from minialign.hf.jsonfiles import read_json
+from minialign.hf.weights import check_tensors
 from minialign.model import Transformer
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -183,10 +184,13 @@ def load_adapters(folder: str | Path, model: Transformer) -> None:
     add_adapters(model, rank, alpha, tuple(sorted(targets)))
 
     wanted = adapter_parameters(model)
-    odd = sorted(wanted.keys() ^ tensors.keys())
-    odd = odd or [name for name in wanted if wanted[name].shape != tensors[name].shape]
-    if odd:
-        raise ValueError(f"{folder}: {odd[0]} does not fit this model; "
-                         "give the model the adapter was trained on")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            tensors[name] = tensor.float()          # PEFT also writes adapters in half precision
+    try:
+        check_tensors(tensors, wanted)
+    except ValueError as error:
+        raise ValueError(f"{folder} does not fit this model: {error}; "
+                         "give the model the adapter was trained on") from None
     for name, parameter in wanted.items():
         parameter.data.copy_(tensors[name])

@@ -32,13 +32,16 @@ FETCH = "it is damaged or was cut off: fetch or write it again"
 def data_file(path: str | Path) -> Path:
     """The file or folder that `path` means: what lies there, else the shipped one of that name.
 
-    Raises FileNotFoundError if there is neither.
+    FileNotFoundError if there is neither, ValueError for a pipe or a device.
     """
-    if Path(path).exists():
-        return Path(path)
-    if str(path) in DATA:
-        return DATA[str(path)]
-    raise FileNotFoundError(f"no such file: {path}; {KINDS}")
+    found = Path(path)
+    if not found.exists():
+        if str(path) not in DATA:
+            raise FileNotFoundError(f"no such file: {path}; {KINDS}")
+        found = DATA[str(path)]
+    if not found.is_file() and not found.is_dir():
+        raise ValueError(f"{path} is a pipe or a device, which cannot be read twice; {KINDS}")
+    return found
 
 
 def read_file(path) -> list[tuple[str, dict]]:

@@ -22,8 +22,10 @@ from minialign.hf.vocabulary import (
     from_bare_file,
     from_json,
     from_ranks,
+    in_words,
 )
 
+LONGEST = 10_000_000        # characters of a text: several contexts of a million tokens
 # The special tokens that a folder may give a name, in tokenizer_config.json.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -39,6 +41,7 @@ class Tokenizer:
     stop_ids        the ids that end a generated answer: eos_id, and those of generation_config.json
     chat_template   Jinja source, or None for a model that knows no chat
     files           {name: content}: what it was read from, and what `save` writes
+    limit           ids must lie below it; whoever has the model sets it to its embeddings
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Tokenizer:
         self.stop_ids = tuple(sorted({*stop_ids, self.eos_id} - {None}))
         self.chat_template = chat_template
         self.files = files
+        self.limit = self.vocab_size
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The token ids of `text`, the same as those of transformers' fast tokenizers.
@@ -65,11 +69,27 @@ class Tokenizer:
         Raises ValueError for a string that is not Unicode (half a surrogate pair).
         """
         check_unicode(text)
-        return self.vocabulary.encode(text, add_special_tokens)
+        return self.encode_batch([text], add_special_tokens)[0]
 
     def encode_batch(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
         """As `encode` for many texts, which must be valid Unicode, in half the time."""
-        return self.vocabulary.encode_batch(texts, add_special_tokens)
+        for text in texts:
+            if len(text) > LONGEST:
+                raise ValueError(f"a text of {len(text):,} characters, of which no model reads "
+                                 f"more than {LONGEST:,}; cut it into pieces")
+        with in_words("the tokenizer cannot encode this"):
+            return self.vocabulary.encode_batch(texts, add_special_tokens)
+
+    def check_ids(self, ids: list[int]) -> None:
+        """ValueError for an id that the model has no embedding for.
+
+        A tokenizer may know more tokens than its model (a padding token, say) as long as no text
+        uses them.
+        """
+        if ids and max(ids) >= self.limit:
+            token = self.decode([max(ids)], skip_special_tokens=False)
+            raise ValueError(f"the tokenizer gives {token!r} the id {max(ids)}, and the model has "
+                             f"{self.limit} embeddings; take both from the same model")
 
     @property
     def cuts(self) -> dict[int, str]:
@@ -104,12 +124,15 @@ class Tokenizer:
 
         chat = [as_templates_see(message) for message in messages]
         try:
-            return compile_template(self.chat_template).render(
+            template = compile_template(self.chat_template)
+            template.environment.begin()
+            return template.render(
                 messages=chat, tools=tools, documents=None,
                 add_generation_prompt=add_generation_prompt, **self.special)
         except Exception as error:
             # A template is a program: on messages it did not expect it may raise anything.
-            raise ValueError(f"the chat template refuses these messages: {error}") from error
+            words = str(error) or type(error).__name__
+            raise ValueError(f"the chat template refuses these messages: {words}") from error
 
     def use_template(self, file: str | Path) -> None:
         """Takes the chat template of a Jinja file; `save` writes it with the tokenizer.
@@ -192,7 +215,7 @@ def load_tokenizer(path: str | Path, chat_template: str | Path | None = None) ->
                                 "give the model folder that holds tokenizer.json")
     try:
         tokenizer = read_folder(folder)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{folder}: tokenizer_config.json, or a file like it, "
                          f"holds what it should not ({error!r})") from error
     if chat_template is not None:
@@ -208,15 +231,24 @@ def read_folder(folder: Path) -> Tokenizer:
 
     # Which tokens were added and which are special; older folders tell it in two more files.
     config = read_json(folder / "tokenizer_config.json")
-    added = {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}
+    added = {}
+    for i, token in config.get("added_tokens_decoder", {}).items():
+        if not i.isdecimal():
+            raise TypeError(i)
+        added[int(i)] = token
     if not added:
         config |= read_json(folder / "special_tokens_map.json")
         for text, i in read_json(folder / "added_tokens.json").items():
+            if i in added:
+                raise ValueError(f"{folder / 'added_tokens.json'} gives the id {i} to two special "
+                                 "tokens; fetch the file again")
             added[i] = {"content": text, "special": True}
     special = {}
     for name in NAMED:
         if config.get(name) is not None:
             special[name] = token_text(config[name])
+            if not isinstance(special[name], str):
+                raise TypeError(special[name])
 
     if "tokenizer.json" in files:
         vocabulary = from_json(folder, files["tokenizer.json"], added, special)
@@ -237,12 +269,18 @@ def read_folder(folder: Path) -> Tokenizer:
 def find_template(config: dict, files: dict[str, bytes]) -> str | None:
     """The chat template: a file of its own, or a key of tokenizer_config.json."""
     if "chat_template.jinja" in files:
-        return files["chat_template.jinja"].decode()
+        try:
+            return files["chat_template.jinja"].decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"chat_template.jinja is not UTF-8 text (byte {error.start}); "
+                             "fetch the file again") from None
     template = config.get("chat_template")
     if isinstance(template, list):
         # Several templates, each with a name.
         named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default")
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise ValueError("chat_template in tokenizer_config.json is no text; fetch the file again")
     return template
 
 
@@ -262,5 +300,7 @@ def token_text(token: str | dict) -> str:
 def as_list(ids: int | list | None) -> list[int]:
     """One id, several or none, as a list."""
     if isinstance(ids, int):
-        return [ids]
+        ids = [ids]
+    if not all(type(i) is int and 0 <= i < 10**8 for i in ids or []):
+        raise TypeError(ids)
     return list(ids or [])

@@ -6,7 +6,8 @@ our own bytes are run by `tiktoken`. Nothing here trains a vocabulary, and nothi
 
 import base64
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,7 @@ from minialign.hf.jsonfiles import parse_object
 class Vocabulary:
     """What a tokenizer is made of, whichever library runs it.
 
-    encode        (text, add_special_tokens) → ids
-    encode_batch  the same for a list of texts
+    encode_batch  ([text, …], add_special_tokens) → a list of ids for each
     decode        (ids, skip_special_tokens) → text
     size          ids run from 0 to size − 1
     special       {"bos_token": "<s>", …}: the named special tokens as text
@@ -30,7 +30,6 @@ class Vocabulary:
     cuts          {id: text} of the tokens at which every text is cut before anything is encoded
     """
 
-    encode: Callable[[str, bool], list[int]]
     encode_batch: Callable[[list[str], bool], list[list[int]]]
     decode: Callable[[list[int], bool], str]
     size: int
@@ -47,12 +46,12 @@ def from_json(folder: Path, content: bytes, added: dict, special: dict) -> Vocab
 
     Raises ValueError if the file is damaged.
     """
-    try:
+    file = folder / "tokenizer.json"
+    with in_words(f"{file} is damaged or not a tokenizer"):
         backend = tokenizers.Tokenizer.from_buffer(content)
-    except Exception as error:
-        # tokenizers raises nothing more precise.
-        raise ValueError(f"{folder / 'tokenizer.json'} is damaged or not a tokenizer: "
-                         f"{error}") from None
+    if getattr(backend.model, "dropout", None):
+        raise ValueError(f"{file} drops merges at random, so a text has no ids of its own; "
+                         'write "dropout": null')
     # The file may carry the settings of its last use.
     backend.no_truncation()
     backend.no_padding()
@@ -61,10 +60,10 @@ def from_json(folder: Path, content: bytes, added: dict, special: dict) -> Vocab
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     extra = [AddedToken(**token) for _, token in sorted(added.items())]
     extra += [AddedToken(text, normalized=False, special=True) for text in special.values()]
-    backend.add_tokens([token for token in extra if token.content not in known])
-
-    def encode(text: str, add_special_tokens: bool) -> list[int]:
-        return backend.encode(text, add_special_tokens=add_special_tokens).ids
+    if any(not token.content for token in extra):
+        raise ValueError(f"{folder} names an empty text as a special token; fetch the files again")
+    with in_words(f"{folder}: the special tokens do not fit tokenizer.json"):
+        backend.add_tokens([token for token in extra if token.content not in known])
 
     def encode_batch(texts: list[str], add_special_tokens: bool) -> list[list[int]]:
         batch = backend.encode_batch(texts, add_special_tokens=add_special_tokens)
@@ -78,7 +77,7 @@ def from_json(folder: Path, content: bytes, added: dict, special: dict) -> Vocab
     sizes = [i + 1 for i in backend.get_added_tokens_decoder()]
     sizes.append(backend.get_vocab_size(with_added_tokens=False))
     ids = {name: backend.token_to_id(text) for name, text in special.items()}
-    return Vocabulary(encode, encode_batch, backend.decode, max(sizes), special, ids, cuts)
+    return Vocabulary(encode_batch, backend.decode, max(sizes), special, ids, cuts)
 
 
 def from_ranks(
@@ -114,7 +113,7 @@ def from_ranks(
 
     size = max([*ranks.values(), *hidden]) + 1
     cuts = {i: text for text, i in specials.items()}
-    return Vocabulary(encode, encode_batch, decode, size, {}, {}, cuts)
+    return Vocabulary(encode_batch, decode, size, {}, {}, cuts)
 
 
 # ------------------------------------------------------------- bare files, without tokenizer.json
@@ -173,13 +172,15 @@ def from_bare_file(folder: Path, files: dict, added: dict, special: dict) -> Voc
             ranks = ranks_of_json(content, apart)
         else:
             ranks = ranks_of_lines(content)
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise ValueError(f"{file} is damaged or no byte-level vocabulary; "
                          f"if it is whole, it {REMEDY}") from None
     if len(ranks) not in BARE:
         raise ValueError(
             f"{file} has {len(ranks):,} ordinary tokens. Only GPT-2's 50,256, Llama 3's 128,000 "
             f"and Qwen's 151,643 can be read from it; any other vocabulary {REMEDY}")
+
+    check_ranks(file, ranks)
 
     # The special tokens and their ids: those of the folder, else those of the family.
     pattern, names, purpose = BARE[len(ranks)]
@@ -190,6 +191,7 @@ def from_bare_file(folder: Path, files: dict, added: dict, special: dict) -> Voc
     for text in special.values():
         specials.setdefault(text, max(specials.values()) + 1)
     ids = {name: specials[text] for name, text in special.items()}
+    check_specials(folder, specials, len(ranks))
 
     first = (ids["bos_token"],) if pattern == LLAMA_WORDS else ()
     form = "NFC" if pattern == QWEN_WORDS else None
@@ -216,8 +218,45 @@ def ranks_of_lines(content: bytes) -> dict[bytes, int]:
     ranks = {}
     for line in content.splitlines():
         token, rank = line.split()
-        ranks[base64.b64decode(token)] = int(rank)
+        token = base64.b64decode(token, validate=True)
+        if token in ranks:
+            raise ValueError(f"the token {token!r} is there twice")
+        ranks[token] = int(rank)
     return ranks
+
+
+def check_ranks(file: Path, ranks: dict[bytes, int]) -> None:
+    """ValueError unless the ranks are 0 … n − 1, each once, and every byte is a token."""
+    whole = set(ranks.values()) == set(range(len(ranks))) and b"" not in ranks
+    if not whole or any(bytes([byte]) not in ranks for byte in range(256)):
+        raise ValueError(f"{file} is damaged: its {len(ranks):,} tokens must have the ranks from "
+                         "0 on, each once, and all bytes must be among them; fetch it again")
+
+
+def check_specials(folder: Path, specials: dict[str, int], n_ordinary: int) -> None:
+    """ValueError for a special token that is empty, or whose id another token has."""
+    ids = list(specials.values())
+    if "" in specials or len(set(ids)) < len(ids):
+        raise ValueError(f"{folder} has an empty special token, or two with one id; "
+                         "fetch the files again")
+    for text, i in specials.items():
+        if not isinstance(i, int) or not n_ordinary <= i < 10**8:
+            raise ValueError(f"{folder} gives the special token {text!r} the id {i}, which an "
+                             f"ordinary token has, or none can have; fetch the files again")
+
+
+@contextmanager
+def in_words(what: str) -> Iterator[None]:
+    """Whatever a library of Rust raises in this block becomes a ValueError: what, and its words.
+
+    Such a library panics with an exception that is no Exception, and that it gives no public name.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{what}: {error}") from None
 
 
 def byte_letters() -> list[str]:

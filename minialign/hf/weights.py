@@ -163,10 +163,29 @@ def read_index(index: Path) -> dict[str, str]:
 def open_file(file: Path):
     """An open safetensors file; ValueError for a damaged header, or one that promises too much."""
     try:
+        if not file.is_file():
+            raise ValueError("it is no file")
         return safe_open(file, framework="pt")
     except Exception as error:
         raise ValueError(f"{file} cannot be read as safetensors ({error}); "
                          "fetch it again") from None
+
+
+def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """ValueError unless the tensors that were read are what is expected.
+
+    That is the same names, shapes and dtypes, and finite numbers wherever finite ones are expected.
+    """
+    odd = sorted(found.keys() ^ expected.keys())
+    if odd:
+        raise ValueError(f"{odd[0]} is {'missing' if odd[0] in expected else 'one too many'}")
+    for name, like in expected.items():
+        tensor = found[name]
+        if tensor.shape != like.shape or tensor.dtype != like.dtype:
+            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}, "
+                             f"not {like.dtype} {list(like.shape)}")
+        if not tensor.isfinite().all() and like.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite")
 
 
 def and_more(names: list[str]) -> str:

@@ -10,9 +10,12 @@ import copy
 import multiprocessing
 import os
 import random
+import threading
+import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 
 import torch
@@ -259,6 +262,16 @@ def run_job(seed: int, run: Run, cache: Path, ticks) -> dict:
     return {**after, **changes, "seconds": seconds, "curve": curve, "info": infos}
 
 
+def follow(parent: int) -> None:
+    """End this process when its parent is gone, however it went; called as a worker begins."""
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
 def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict]:
     """Every run on every seed, all cores busy, one progress bar for everything.
 
@@ -275,10 +288,13 @@ def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict
 
     context = multiprocessing.get_context("spawn")
     shown = bar(total, "base models", "update", smoothing=0.02)
-    with shown, context.Manager() as manager:
+    manager = SyncManager(ctx=context)
+    manager.start(follow, (os.getpid(),))
+    with shown, manager:
         ticks = manager.Queue()
         not_workers = multiprocessing.active_children()         # the manager, and our caller's own
-        pool = ProcessPoolExecutor(min(os.cpu_count() or 1, 8), context)
+        workers = min(os.cpu_count() or 1, 8)
+        pool = ProcessPoolExecutor(workers, context, initializer=follow, initargs=(os.getpid(),))
         waiting = {}
         try:
             for s, seed in enumerate(seeds):

@@ -169,10 +169,12 @@ def pictures(results: dict, folder: Path) -> None:
 
 
 def run(seeds: list[int], methods: list[str], json: str | None, out: str) -> None:
-    """`minialign compare`: race, print, write the numbers, and only then draw."""
+    """`minialign compare`: race, write the numbers into their file, print, and only then draw."""
     can_write(out, json)
     folder = Path(out)
     results = race(seeds, methods, folder / "cache")
+    if json and json != "-":
+        write_json(json, as_json(results), indent=1)
     print(report(results))
     print(
         f"\n{len(seeds)} seeds ({seeds[0]}–{seeds[-1]}), {N_TRAIN} prompts, "
@@ -181,6 +183,6 @@ def run(seeds: list[int], methods: list[str], json: str | None, out: str) -> Non
     )
     print(sentence(results))
     print(f"picture: {folder / 'outcomes.png'}\npicture: {folder / 'curves.png'}", flush=True)
-    if json:
+    if json == "-":
         write_json(json, as_json(results), indent=1)
     pictures(results, folder)

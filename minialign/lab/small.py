@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from minialign import optim
 from minialign.data import collate
-from minialign.files import write_tensors
+from minialign.files import UNFINISHED, clear_away, locked, write_tensors
 from minialign.hf.tokenizer import Tokenizer, byte_tokenizer
+from minialign.hf.weights import check_tensors
 from minialign.lab import tasks
 from minialign.methods import METHODS
 from minialign.model import Transformer
@@ -87,21 +89,37 @@ def base_model(
 ) -> tuple[Transformer, Tokenizer]:
     """The base model of a seed and its tokenizer, from the cache or trained now.
 
-    `tick` is called after every update of the training.
+    `tick` is called after every update of the training. Whoever else wants the same model at the
+    same time waits until it is there.
     """
     path, tokenizer = base_path(seed, cache), byte_tokenizer(tasks.WORDS)
     torch.manual_seed(seed)
     model = Transformer(tasks.small_config(tokenizer.vocab_size))
     parameters = dict(model.named_parameters())
+    clear_away(path.parent)
+    if read_cached(path, parameters):
+        return model, tokenizer
+
+    # There is no such file yet, or it is damaged: train, and write it anew.
+    with locked(path.with_name(UNFINISHED + path.stem), wait=True):
+        if not read_cached(path, parameters):
+            model.initialise()
+            for _ in base_training(model, tokenizer, seed):
+                if tick is not None:
+                    tick()
+            write_tensors(path, parameters)
+    return model, tokenizer
+
+
+def read_cached(path: Path, parameters: dict[str, Tensor]) -> bool:
+    """Fill the parameters with those in the file. False if there is none, or if it is damaged."""
+    if not path.is_file():
+        return False
     try:
         saved = load_file(path)
-        for name, p in parameters.items():
-            p.data.copy_(saved[name])
-    except (FileNotFoundError, SafetensorError, KeyError, RuntimeError):
-        # There is no such file yet, or it is damaged: train, and write it anew.
-        model.initialise()
-        for _ in base_training(model, tokenizer, seed):
-            if tick is not None:
-                tick()
-        write_tensors(path, parameters)
-    return model, tokenizer
+        check_tensors(saved, parameters)
+    except (SafetensorError, ValueError):
+        return False
+    for name, p in parameters.items():
+        p.data.copy_(saved[name])
+    return True

@@ -15,10 +15,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from minialign.data import Example
-from minialign.files import write_json, write_tensors
+from minialign.files import clear_away, locked, write_json, write_tensors
+from minialign.hf.folders import finish_killed_save
+from minialign.hf.jsonfiles import parse_object, read_json
 from minialign.hf.rowfiles import data_file
+from minialign.hf.weights import check_tensors
 from minialign.methods import Method
 from minialign.optim import AdamW
 
@@ -33,10 +37,15 @@ FREE = {"resume", "out", "model", "data", "negatives", "eval_data", "device", "t
 
 def save_checkpoint(path: Path, model, optimizer: AdamW, method: Method, step: int) -> None:
     """Everything the next update depends on, in one file that replaces the last one as a whole."""
+    write_tensors(path, tensors_of(model, optimizer, method), {"step": str(step)})
+
+
+def tensors_of(model, optimizer: AdamW, method: Method) -> dict[str, Tensor]:
+    """What a checkpoint holds."""
     tensors = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
     tensors |= {f"optimizer.{name}": x for name, x in optimizer.state_dict().items()}
     tensors |= {f"method.{name}": x for name, x in method.state_dict().items()}
-    write_tensors(path, tensors, {"step": str(step)})
+    return tensors
 
 
 def load_checkpoint(path: Path, model, optimizer: AdamW, method: Method) -> int:
@@ -48,12 +57,13 @@ def load_checkpoint(path: Path, model, optimizer: AdamW, method: Method) -> int:
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}
             step = int(file.metadata()["step"])
+        check_tensors(state, tensors_of(model, optimizer, method))
         for name, p in model.named_parameters():
             if p.requires_grad:
                 p.data.copy_(state[f"model.{name}"])
         optimizer.load_state_dict(with_prefix(state, "optimizer."))
         method.load_state_dict(with_prefix(state, "method."))
-    except (SafetensorError, KeyError, RuntimeError, TypeError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OSError) as error:
         raise ValueError(
             f"{path} is not a checkpoint of this run ({error}); start again with another --out"
         ) from None
@@ -74,23 +84,41 @@ def read_reference(path: Path, examples: list[Example]) -> bool:
     False if there are none, or if the file is damaged: the model is not trained yet, so it can be
     asked again.
     """
-    stored = []
     try:
-        for e, ref_logps in zip(examples, json.loads(path.read_text()), strict=True):
-            stored.append([float(l) for _, l in zip(e.answers, ref_logps, strict=True)])
-    except (OSError, ValueError, TypeError):
+        stored = read_json(path)
+    except ValueError:
         return False
-    for e, ref_logps in zip(examples, stored, strict=True):
-        e.ref_logps = ref_logps
+    ref_logps = stored.get("ref_logps")
+    if not ref_logps or stored.get("sha256") != digest(examples, ref_logps):
+        return False
+    for e, of_answers in zip(examples, ref_logps, strict=True):
+        e.ref_logps = of_answers
     return True
 
 
 def write_reference(path: Path, examples: list[Example]) -> None:
     """Store one list of log-probs per example, one for each of its answers."""
-    write_json(path, [e.ref_logps for e in examples])
+    ref_logps = [e.ref_logps for e in examples]
+    write_json(path, {"sha256": digest(examples, ref_logps), "ref_logps": ref_logps})
+
+
+def digest(examples: list[Example], ref_logps: list) -> str:
+    """A digest of the numbers and of the answers that they belong to."""
+    answers = [[e.prompt, e.answers] for e in examples]
+    return hashlib.sha256(json.dumps([answers, ref_logps]).encode()).hexdigest()[:16]
 
 
 # ---------------------------------------------------------------------------- the same run
+
+
+def clear_run(out: Path) -> None:
+    """Remove what a killed start has left unfinished in a run folder and in those inside."""
+    clear_away(out)
+    clear_away(out / "adapter")
+    if (out / "model").is_dir():
+        with locked(out / "model"):
+            finish_killed_save(out / "model")
+            clear_away(out / "model")
 
 
 def fingerprint(path: str | None) -> str | None:
@@ -103,10 +131,11 @@ def fingerprint(path: str | None) -> str | None:
     files = [path]
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.is_file())
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+        with open(file, "rb") as opened:
+            hashed.update(hashlib.file_digest(opened, "sha256").digest())
+    return hashed.hexdigest()[:16]
 
 
 def made_with() -> dict[str, str]:
@@ -154,20 +183,20 @@ def git(*words: str) -> str:
 def check_same_run(out: Path, config: dict) -> None:
     """ValueError unless the flags and the data files are those that the run in `out` began with."""
     file = out / "config.json"
-    try:
-        old = json.loads(file.read_text())
-    except FileNotFoundError:
+    if not file.is_file():
         raise ValueError(
             f"nothing to resume: {file} does not exist; drop --resume to start a run there"
-        ) from None
+        )
+    try:
+        old = read_json(file)
     except ValueError:
-        old = None
-    if not isinstance(old, dict):
-        raise ValueError(f"{file} is damaged; start again with another --out")
+        raise ValueError(f"{file} is damaged; start again with another --out") from None
     for key in sorted(old.keys() | config.keys()):
         if key in FREE or old.get(key) == config.get(key):
             continue
-        if key.endswith("sha256"):
+        if key == "model_sha256":
+            what = "the model given as --model has changed"
+        elif key.endswith("sha256"):
             what = f"the file given as --{key.removesuffix('_sha256')} has changed"
         else:
             was, now = old.get(key, "not given"), config.get(key, "not given")
@@ -184,12 +213,13 @@ def finished_lines(log: Path, start: int, first: int = 1) -> list[str]:
     if start == 0:
         return []
     expected = list(range(first, start + 1))
-    lines = []
-    if log.exists():
-        lines = log.read_text(encoding="utf-8").split("\n")[: len(expected)]
+    lines, steps = [], []
     try:
-        steps = [json.loads(line)["step"] for line in lines]
-    except (ValueError, TypeError, KeyError):
+        if log.is_file():
+            lines = log.read_text(encoding="utf-8").split("\n")[: len(expected)]
+        for line in lines:
+            steps.append(parse_object(line, str(log), "")["step"])
+    except (ValueError, KeyError):
         steps = None
     if steps != expected:
         raise ValueError(

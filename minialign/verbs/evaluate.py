@@ -7,7 +7,7 @@ from minialign.files import write_json
 from minialign.hf.datafiles import load_examples
 from minialign.hf.rows import as_text
 from minialign.settings import setting
-from minialign.verbs.flags import ALL_TURNS, CHAT, COLUMNS, DTYPES, reading
+from minialign.verbs.flags import ALL_TURNS, CHAT, COLUMNS, DTYPES, printable, reading
 from minialign.verbs.models import open_model
 
 SHOWN = 3                   # answers that are printed to read
@@ -77,7 +77,7 @@ def run(flags: Flags) -> None:
             print(f"{name.replace('_', ' '):26}{number}")
     for e, text, answer in list(zip(chosen, wanted, generated, strict=True))[:SHOWN]:
         prompt = as_text(e.text["prompt"]) or ""
-        print(f"\n── {prompt[-300:]}\nwanted  {text[:400]}\nanswer  {answer[:400]}")
+        print(printable(f"\n── {prompt[-300:]}\nwanted  {text[:400]}\nanswer  {answer[:400]}"))
 
 
 def without_end(answer: list[int], eos_id: int | None) -> list[int]:

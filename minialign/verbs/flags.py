@@ -7,8 +7,12 @@ This file imports no torch.
 import argparse
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from types import NoneType
 from typing import get_args
@@ -127,7 +131,8 @@ def exit_status(prog: str, work: Callable[[], None]) -> int:
     message says what to give instead. Any other error is our mistake and keeps its traceback.
     """
     try:
-        work()
+        with terminable():
+            work()
         return 0
     except KeyboardInterrupt as stop:
         print(f"\n{prog}: {str(stop) or 'interrupted'}", file=sys.stderr)
@@ -138,7 +143,7 @@ def exit_status(prog: str, work: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        print(f"{prog}: error: {printable(str(error))}", file=sys.stderr)
         return 1 if machine_failed(error) else 2
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
@@ -157,6 +162,27 @@ def exit_status(prog: str, work: Callable[[], None]) -> int:
         # The run was asked for correctly, and its numbers left the range of numbers.
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within this block the SIGTERM that clusters send is like Ctrl-C."""
+    def stop(*_) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield                                   # Python handles signals in its main thread alone
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def printable(text: str) -> str:
+    """The text without the control characters that could move the cursor or write elsewhere."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
 
 
 def machine_failed(error: Exception) -> bool:

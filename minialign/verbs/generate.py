@@ -11,7 +11,7 @@ import torch
 from minialign.generate import room
 from minialign.hf.encoding import encode_prompt
 from minialign.settings import setting
-from minialign.verbs.flags import DTYPES
+from minialign.verbs.flags import DTYPES, printable
 from minialign.verbs.models import open_model
 from minialign.verbs.sample import with_system
 
@@ -70,7 +70,7 @@ def run(flags: Flags) -> None:
     ids = encode_prompt(tokenizer, with_system(prompt, flags.system))
     room(model.config, [ids], flags.max_new_tokens)
     if not as_message:
-        sys.stdout.write(flags.prompt)
+        sys.stdout.write(printable(flags.prompt))
     say(model, tokenizer, ids, flags, generator)
     print()
 
@@ -97,7 +97,7 @@ def say(model, tokenizer, ids: list[int], flags: Flags, generator: torch.Generat
             # ends within a character waits for the character's other bytes.
             text = tokenizer.decode(ids + new)[before:]
             if not text.endswith("\ufffd"):
-                sys.stdout.write(text[len(written) :])
+                sys.stdout.write(printable(text[len(written) :]))
                 sys.stdout.flush()
                 written = text
     except KeyboardInterrupt:
@@ -126,7 +126,7 @@ def converse(model, tokenizer, flags: Flags, generator: torch.Generator) -> None
         try:
             ids, said = what_fits(model, tokenizer, said, flags)
         except ValueError as error:
-            print(f"({error})", file=sys.stderr)
+            print(f"({printable(str(error))})", file=sys.stderr)
             said.pop()
             continue
         sys.stdout.write(MODEL)

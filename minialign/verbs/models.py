@@ -3,6 +3,8 @@
 The shape and the tokenizer of either are known before its weights are read; train needs them first.
 """
 
+import hashlib
+
 import torch
 
 from minialign.hf.folders import check_device, load_weights, model_digest, read_config
@@ -21,12 +23,17 @@ def shape_and_tokenizer(name: str, chat_template: str | None = None) -> tuple[Co
         if chat_template is not None:
             tokenizer.use_template(chat_template)
         return tasks.small_config(tokenizer.vocab_size), tokenizer
-    return read_config(name), load_tokenizer(name, chat_template)
+    config, tokenizer = read_config(name), load_tokenizer(name, chat_template)
+    tokenizer.limit = config.vocab_size
+    return config, tokenizer
 
 
-def digest_of(name: str) -> str | None:
-    """What tells whether --model is still the same; None for the small GPT: its seed does."""
-    return None if name == SMALL else model_digest(name)
+def digest_of(name: str, seed: int = 0) -> str:
+    """What changes when the model does that --model names."""
+    if name == SMALL:
+        stem = small.base_path(seed, small.CACHE).stem
+        return hashlib.sha256(stem.encode()).hexdigest()[:16]
+    return model_digest(name)
 
 
 def read_weights(name: str, config: Config, dtype: str, device: str, seed: int = 0) -> Transformer:

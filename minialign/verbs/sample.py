@@ -7,6 +7,7 @@ interrupted can be continued, and no other one is.
 
 import hashlib
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import torch
 
 from minialign.bench.sheet import check_fits, sampling_sheet
 from minialign.data import Example, collate
-from minialign.files import can_write, write_text
+from minialign.files import can_write, lock
 from minialign.generate import READ_TOKENS, answers, room
 from minialign.hf.encoding import encode_answer, encode_prompt
 from minialign.hf.folders import check_device
+from minialign.hf.jsonfiles import parse_object
 from minialign.hf.rows import as_answer, as_key, read_rows
 from minialign.logps import batch_logps
 from minialign.model import Config
@@ -25,7 +27,7 @@ from minialign.progress import bar
 from minialign.settings import setting
 from minialign.train import passes
 from minialign.verbs.flags import ALL_TURNS, CHAT, COLUMNS, DTYPES, reading
-from minialign.verbs.models import read_weights, shape_and_tokenizer
+from minialign.verbs.models import digest_of, read_weights, shape_and_tokenizer
 
 DRAW = ("chat_template", "k", "system", "temperature", "top_k", "top_p", "max_new_tokens", "batch",
         "seed", "dtype")
@@ -78,15 +80,16 @@ def run(flags: Flags) -> None:
     prompts = [prompt for _, prompt in rows]
 
     # The draws of a batch depend on all of it, so a pool is continued after its last whole batch.
-    draw = digest(model, flags)
-    lines = finished_rows(out, prompts, draw)
-    done = len(lines)
-    if done < len(prompts):
-        done -= done % flags.batch
-    write_text(out, "".join(line + "\n" for line in lines[:done]))
+    draw = digest(flags)
+    with open(out, "a", encoding="utf-8", newline="\n") as file, ExitStack() as stack:
+        lock(file.fileno(), out)
+        lines = finished_rows(out, prompts, draw)
+        done = len(lines)
+        if done < len(prompts):
+            done -= done % flags.batch
+        file.truncate(sum(len(line) + 1 for line in lines[:done]))
 
-    shown = bar(len(prompts), "sample", "prompt", done)
-    with open(out, "a", encoding="utf-8") as file, shown:
+        shown = stack.enter_context(bar(len(prompts), "sample", "prompt", done))
         for begin in range(done, len(prompts), flags.batch):
             here = slice(begin, begin + flags.batch)
             generator = torch.Generator(model.head.device)
@@ -206,32 +209,30 @@ def encode_all(config: Config, tokenizer, prompts: list, system: str | None) -> 
 # ---------------------------------------------------------------------- an interrupted pool
 
 
-def digest(model, flags: Flags) -> str:
-    """A digest of what the draws depend on: flags, and some numbers of every parameter."""
+def digest(flags: Flags) -> str:
+    """MODEL-FLAGS: a digest of the model, and one of the flags that the draws depend on."""
     values = [getattr(flags, name) for name in DRAW]
-    hashed = hashlib.sha256(repr(values).encode())
-    for p in model.parameters():
-        hashed.update(p.detach().flatten()[:16].float().cpu().numpy().tobytes())
-    return hashed.hexdigest()[:12]
+    of_flags = hashlib.sha256(repr(values).encode()).hexdigest()[:12]
+    return f"{digest_of(flags.model, flags.seed)}-{of_flags}"
 
 
-def finished_rows(out: Path, prompts: list, draw: str) -> list[str]:
+def finished_rows(out: Path, prompts: list, draw: str) -> list[bytes]:
     """The whole lines of an interrupted pool. ValueError if the file is anything else.
 
     A last line that was torn by the interruption is left out, if it began as a line of this pool.
     """
-    if not out.exists():
-        return []
     other = ValueError(f"{out} is no pool of these prompts drawn from this model with these "
                        "settings; choose another --out")
     try:
-        *lines, torn = out.read_text(encoding="utf-8").split("\n")
-        rows = [json.loads(line) for line in lines]
-        made = [(row["draw"], row["prompt"]) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError):
+        *lines, torn = out.read_bytes().split(b"\n")
+        made = []
+        for line in lines:
+            row = parse_object(line, str(out), "")
+            made.append((row["draw"], row["prompt"]))
+    except (ValueError, KeyError):
         raise other from None
-    expected = [(draw, prompt) for prompt in prompts[: len(rows)]]
-    opening = json.dumps({"draw": draw})[:-1]
+    expected = [(draw, prompt) for prompt in prompts[: len(made)]]
+    opening = json.dumps({"draw": draw})[:-1].encode()
     if made != expected or torn[: len(opening)] != opening[: len(torn)]:
         raise other
     return lines

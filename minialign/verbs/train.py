@@ -15,7 +15,7 @@ import torch
 
 from minialign.bench.sheet import Adapters, check_fits, load_of, parameters_of, sheet
 from minialign.data import Example
-from minialign.files import write_json
+from minialign.files import locked, write_json
 from minialign.hf import lora
 from minialign.hf.datafiles import load_examples, remarks, show_example
 from minialign.hf.folders import check_device, save_model
@@ -26,6 +26,7 @@ from minialign.settings import bounds_in_words, setting
 from minialign.train import Recipe, build_optimizer, fit
 from minialign.verbs.checkpoint import (
     check_same_run,
+    clear_run,
     fingerprint,
     load_checkpoint,
     made_with,
@@ -33,7 +34,16 @@ from minialign.verbs.checkpoint import (
     save_checkpoint,
     write_reference,
 )
-from minialign.verbs.checks import LARGE, advice, check_data, check_disk, check_lr, check_pool
+from minialign.verbs.checks import (
+    LARGE,
+    advice,
+    check_data,
+    check_disk,
+    check_lr,
+    check_place,
+    check_pool,
+    check_trained,
+)
 from minialign.verbs.flags import ALL_TURNS, CHAT, COLUMNS, TRAIN_DTYPES, kind_of, reading
 from minialign.verbs.models import digest_of, read_weights, shape_and_tokenizer
 from minialign.verbs.watch import (
@@ -201,13 +211,13 @@ def hyper_of(flags: Flags) -> dict:
 def adapters_of(flags: Flags) -> Adapters | None:
     """The adapters that the flags describe; None if all weights learn."""
     if flags.lora_rank is None:
-        if flags.lora_alpha or flags.lora_targets:
+        if flags.lora_alpha is not None or flags.lora_targets is not None:
             raise ValueError("--lora-alpha and --lora-targets describe adapters; give --lora-rank "
                              "too, such as 16")
         return None
     alpha = flags.lora_alpha or 2.0 * flags.lora_rank
     targets = lora.TARGETS
-    if flags.lora_targets:
+    if flags.lora_targets is not None:
         targets = tuple(flags.lora_targets.split(","))
     return Adapters(flags.lora_rank, alpha, targets)
 
@@ -224,7 +234,7 @@ def resolved(flags: Flags) -> dict:
     values["data_sha256"] = fingerprint(flags.data)
     values["negatives_sha256"] = fingerprint(flags.negatives)
     values["eval_data_sha256"] = fingerprint(flags.eval_data)
-    values["model_sha256"] = digest_of(flags.model)
+    values["model_sha256"] = digest_of(flags.model, flags.seed)
     return {name: value for name, value in values.items() if value not in (None, math.inf)}
 
 
@@ -232,12 +242,20 @@ def resolved(flags: Flags) -> dict:
 
 
 def run(flags: Flags) -> None:
-    """Train one model. Nothing is written before everything that can be refused was checked."""
+    """Train one model, in a folder that no other run may use at the same time."""
     out = Path(flags.out)
+    check_place(out)
+    with locked(out):
+        clear_run(out)
+        run_in(out, flags)
+
+
+def run_in(out: Path, flags: Flags) -> None:
+    """The run. Nothing is written before everything that can be refused was checked."""
     config = resolved(flags)
     if flags.resume:
         check_same_run(out, config)
-    elif out.is_dir() and any(out.iterdir()):
+    elif any(out.iterdir()):
         raise ValueError(f"{out} is not empty; add --resume to continue the run in it, or choose "
                          "another --out")
     if flags.threads:
@@ -276,7 +294,7 @@ def run(flags: Flags) -> None:
     # start of this run has stored the answer.
     stored = False
     if "reference" in method.needs:
-        check_pool(model, examples, flags.negatives)
+        check_pool(model, config["model_sha256"], examples, flags.negatives)
         stored = read_reference(out / "reference.json", examples)
     method.prepare_data(model, examples, max_len)
     write_json(out / "config.json", {**config, "made_with": made_with()}, indent=2)
@@ -316,6 +334,8 @@ def train(
 
             # The log must be on the disk before a checkpoint that counts on it.
             step = record["step"]
+            if step == updates:
+                check_trained(model, examples, step)
             if every and (stop.asked or step % every == 0 or step == updates):
                 log.sync()
                 save_checkpoint(out / "checkpoint.safetensors", model, optimizer, method, step)

@@ -18,6 +18,7 @@ from minialign.data import Example
 from minialign.evaluate import answer_logps, marks
 from minialign.files import write_tensors, write_text
 from minialign.hf.datafiles import load_examples
+from minialign.hf.weights import check_tensors
 from minialign.verbs.checkpoint import finished_lines
 from minialign.verbs.flags import reading
 
@@ -75,11 +76,18 @@ class HeldOut:
 
     def restore_best(self, model) -> int:
         """Give the model the parameters of its best update, and return that update's number."""
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         with opened(self.best_file) as file:
-            for name, p in model.named_parameters():
-                if p.requires_grad:
-                    p.data.copy_(file.get_tensor(name))
-            return int(file.metadata()["step"])
+            best = {name: file.get_tensor(name) for name in file.keys()}
+            step = int(file.metadata()["step"])
+        try:
+            check_tensors(best, parameters)
+        except ValueError as error:
+            raise ValueError(f"{self.best_file} is not of this run ({error}); start again with "
+                             "another --out") from None
+        for name, p in parameters.items():
+            p.data.copy_(best[name])
+        return step
 
 
 def held_out_of(flags, tokenizer, max_len: int) -> HeldOut | None:

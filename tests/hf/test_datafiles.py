@@ -174,7 +174,7 @@ def test_tokens_are_those_of_running_text(tokenizer):
     def encode_batch(texts, add_special_tokens=True):
         return [encode(text, add_special_tokens) for text in texts]
 
-    t = SimpleNamespace(encode=encode, encode_batch=encode_batch, eos_id=0)
+    t = SimpleNamespace(encode=encode, encode_batch=encode_batch, eos_id=0, check_ids=len)
     assert encode_answer(t, "a", " c") == [4, 0]
     assert encode_answer(t, "a", "b") == [2, 0], "'ab' would swallow the prompt's last token"
 

@@ -102,7 +102,7 @@ def run(
     names: list[str], seeds: int | None, first_seed: int, methods: list[str] | None,
     json: str | None, out: str, judge: str | None = None, tune: bool = False,
 ) -> None:
-    """`minialign study`: measure, print, write the numbers, and only then draw.
+    """`minialign study`: measure, write the numbers into their file, print, and only then draw.
 
     seeds     how many; None: as many as the claim says
     methods   which ones race in the study "methods"; None: its own
@@ -120,10 +120,12 @@ def run(
         module, function = study.home.split(":")
         measure = getattr(import_module(f"minialign.lab.studies.{module}"), function)
         findings = measure(lab)
-        print(findings.report(name, study, lab), flush=True)
 
         # A file is brought up to date after every study; standard output gets one object.
         results[name] = findings.numbers()
-        if json and (json != "-" or name == names[-1]):
+        if json and json != "-":
+            write_json(json, results, indent=1)
+        print(findings.report(name, study, lab), flush=True)
+        if json == "-" and name == names[-1]:
             write_json(json, results, indent=1)
         findings.draw(folder=out, name=f"study_{name}")

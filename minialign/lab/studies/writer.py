@@ -319,8 +319,8 @@ def writer(lab: Lab) -> Findings:
         f"more under ift than under sft; after a bad beginning ift is at {recovery} of sft."
     )
     panels = {}
-    for mark, title in (("judge", "bits per character of what it writes ←"),
-                        ("distinct_3", "different runs of three words →")):
+    for mark, title in (("judge", "bits per character of what it writes (← better)"),
+                        ("distinct_3", "different runs of three words (more diverse →)")):
         panels[title] = {name: marks[mark] for name, marks in data.items()}
     draw = partial(plot.bars, panels, "", "Who writes most like the better writer?", COLORS)
     shown = {"judge": ("judge ↓", 3)}
