@@ -23,8 +23,8 @@ class Flags:
     """What to continue, and how to draw."""
 
     model: str = setting(
-        ..., "model folder, adapter, or OWNER/NAME on the Hugging Face hub, or small: the small "
-        "GPT of compare, of seed 0")
+        ..., "model folder, adapter, or OWNER/NAME on the Hugging Face hub, stories260K or "
+        "llama2xs, which ship with this package, or small: the small GPT of compare, of seed 0")
     chat_template: str | None = setting(
         None, "Jinja file with a chat template, instead of the one in the model folder")
     prompt: str | None = setting(

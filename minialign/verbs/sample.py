@@ -40,7 +40,8 @@ class Flags:
 
     model: str = setting(
         ..., "model to draw from, the reference of dft: a folder, adapter, or OWNER/NAME on the "
-        "Hugging Face hub, or small: the small GPT of compare, of this --seed")
+        "Hugging Face hub, stories260K or llama2xs, which ship with this package, or small: the "
+        "small GPT of compare, of this --seed")
     data: str = setting(
         ..., "a data file whose prompts to answer, in any of the layouts of train, or with prompts "
         "alone")

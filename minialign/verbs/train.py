@@ -65,7 +65,8 @@ class RunFlags:
 
     model: str = setting(
         ..., "a Hugging Face model folder (config.json, *.safetensors, tokenizer.json), an "
-        "adapter, or OWNER/NAME on the hub; or small: the small GPT of compare, of this --seed")
+        "adapter, or OWNER/NAME on the hub; stories260K or llama2xs, which ship with this package; "
+        "or small: the small GPT of compare, of this --seed")
     method: str = setting(..., "how to weigh the answers", choices=METHODS)
     data: str = setting(
         ..., "examples as .jsonl, .jsonl.gz, .json, .parquet or a folder of datasets: prompt + "
