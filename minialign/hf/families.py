@@ -209,7 +209,7 @@ def integer_or_none(raw: dict, key: str) -> int | None:
     return None if raw.get(key) is None else integer(raw, key)
 
 
-def number(raw: dict, key: str, most: float = 1e15) -> float:
+def number(raw: dict, key: str, most: float = 1e11) -> float:
     """raw[key], a number above 0 and up to `most`; ValueError if it is absent or anything else."""
     value = stated(raw, key)
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -49,6 +49,9 @@ def from_json(folder: Path, content: bytes, added: dict, special: dict) -> Vocab
     file = folder / "tokenizer.json"
     with in_words(f"{file} is damaged or not a tokenizer"):
         backend = tokenizers.Tokenizer.from_buffer(content)
+    ids = backend.get_vocab(with_added_tokens=False).values()
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{file} is damaged: two of its tokens have one id; fetch it again")
     if getattr(backend.model, "dropout", None):
         raise ValueError(f"{file} drops merges at random, so a text has no ids of its own; "
                          'write "dropout": null')

@@ -57,6 +57,8 @@ def load_checkpoint(path: Path, model, optimizer: AdamW, method: Method) -> int:
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}
             step = int(file.metadata()["step"])
+        if step < 1:
+            raise ValueError(f"update {step}")
         check_tensors(state, tensors_of(model, optimizer, method))
         for name, p in model.named_parameters():
             if p.requires_grad:
