@@ -10,6 +10,7 @@ one, B prompts, T tokens of the longest answer, L tokens on a row, X texts of at
 
 import math
 from dataclasses import dataclass, field, fields, replace
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -70,7 +71,8 @@ class Rows:
 
     tokens: Tensor                  # (1, L) int
     positions: Tensor              # (1, L) int: each answer goes on counting where its prompt ended
-    texts: Tensor         # (X, M) int: X texts of prompt + answer, as places on the row
+    texts: Tensor               # (X, M) int: X texts of prompt + answer, as places on the row; a
+                                    # short text begins anew, up to M places
     y: Tensor                       # (A, B, T) int: the response tokens
     source: Tensor               # (A, B, T) int: the place on the row whose hidden state predicts y
     mask: Tensor                    # (A, B, T) bool: y is a token of an answer
@@ -235,6 +237,8 @@ def lay_out(pairs: list[tuple[list[int], list[list[int]]]]) -> Rows:
             source[a, b, :n] = torch.tensor(text[P - 1 :])
             mask[a, b, :n] = True
 
+    # What fills a short text up is read and never used. A text of its own tokens spreads this over
+    # the row: going back, a GPU adds up slowly what many texts have read from one place.
     longest = max(map(len, texts))
-    padded = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
+    padded = torch.tensor([list(islice(cycle(text), longest)) for text in texts])
     return Rows(torch.tensor([tokens]), torch.tensor([positions]), padded, y, source, mask)

@@ -13,6 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Prompts are read so many tokens at a time, for what a layer computes must be held for all of them.
+READ_TOKENS = 2**14
+
+# After so many new tokens the loop looks whether all rows have stopped. To look, a GPU must finish
+# what it was given, while it should always have more to do. A CPU computes nothing in vain.
+CPU_LOOKS_EVERY = 1
+GPU_LOOKS_EVERY = 16
+
 
 class Cache:
     """Keys and values of the tokens read so far, so that a new token costs one token's work.
@@ -21,36 +29,49 @@ class Cache:
     t, and a query at position t sees slots 0..t. So rows of different length need no left padding:
     what right padding wrote into a slot is overwritten by the row's own token before any query can
     see it.
+
+    ragged  do rows differ in length? Then there is always a mask, and
+    block   attention reads whole blocks of so many slots, so that its shapes seldom change
     """
 
-    def __init__(self, config, rows: int, slots: int, ragged: bool, dtype: torch.dtype, device):
+    def __init__(self, config, rows: int, slots: int, ragged: bool, dtype: torch.dtype, device,
+                 block: int = 1):
         shape = config.n_layer, rows, config.n_kv_head, slots, config.d_head
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
-        self.ragged = ragged            # do rows differ in length?
+        self.ragged, self.block = ragged, block
         self.used = 0                   # slots that any row has filled; the model counts them up
+        self.slots = torch.arange(slots, device=device)
+
+    @property
+    def shown(self) -> int:
+        """How many slots attention reads: those in use, and in ragged batches their last block."""
+        if not self.ragged:
+            return self.used
+        return min(-(-self.used // self.block) * self.block, len(self.slots))
 
     def store(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k and v (R, G, L, D) at `positions` (R, L); return all that the layer holds now.
 
-        That is two tensors (R, G, used, D).
+        That is two tensors (R, G, shown, D).
         """
         if self.ragged:
             # Each row writes at positions of its own.
-            rows = torch.arange(len(positions), device=positions.device)[:, None]       # (R, 1)
-            self.k[layer][rows, :, positions] = k.transpose(1, 2)
-            self.v[layer][rows, :, positions] = v.transpose(1, 2)
+            place = positions[:, None, :, None].expand_as(k)                # (R, G, L, D)
+            self.k[layer].scatter_(2, place, k)
+            self.v[layer].scatter_(2, place, v)
         else:
             # All rows write the same slots, the last ones in use: one block, which is faster.
             begin = self.used - k.shape[2]
             self.k[layer][:, :, begin : self.used] = k
             self.v[layer][:, :, begin : self.used] = v
-        return self.k[layer][:, :, : self.used], self.v[layer][:, :, : self.used]
+        return self.k[layer][:, :, : self.shown], self.v[layer][:, :, : self.shown]
 
     def mask(self, positions: Tensor, window: int | None) -> Tensor | None:
-        """Which slots the tokens at `positions` (R, L) may look at: bool (R, 1, L, used).
+        """What attention adds to its scores, for tokens at `positions` (R, L): (R, 1, L, shown).
 
-        None stands for all of them.
+        0 where a token may look, −∞ elsewhere. None stands for zeros. (True and False would do, but
+        torch would turn them into such numbers again in every layer.)
         """
         # The usual case: one new token per row, and rows of one length, so that it comes last.
         one_each = positions.shape[1] == 1 and not self.ragged
@@ -58,12 +79,38 @@ class Cache:
             return None
 
         # In general, the token in slot t stands at position t.
-        slots = torch.arange(self.used, device=positions.device)
-        distance = positions[:, :, None] - slots                        # (R, L, used): how far back
-        visible = distance >= 0
+        distance = positions[:, :, None] - self.slots[: self.shown]     # (R, L, shown), backwards
+        hidden = distance < 0
         if window is not None:
-            visible = visible & (distance < window)
-        return visible[:, None]
+            hidden = hidden | (distance >= window)
+        added = torch.zeros(hidden.shape, dtype=self.k.dtype, device=hidden.device)
+        return added.masked_fill_(hidden, -torch.inf)[:, None]
+
+    def take_over(self, begin: int, read: "Cache", repeat: int) -> None:
+        """Copy what another cache holds, each row of it `repeat` times, to rows from `begin` on."""
+        rows = slice(begin, begin + repeat * read.k.shape[1])
+        for ours, theirs in (self.k, read.k), (self.v, read.v):
+            part = ours[:, rows, :, : read.used]                    # (n_layer, rows, G, used, D)
+            part.unflatten(1, (-1, repeat)).copy_(theirs[:, :, None, :, : read.used])
+        self.used = read.used
+
+
+def read_prompts(model, tokens: Tensor, lengths: Tensor, cache: Cache, repeat: int) -> Tensor:
+    """Fill the cache with prompts (P, L); return the state behind each of them, (P · repeat, C).
+
+    A prompt is read once, however many rows continue it. A few prompts go at a time.
+    """
+    L = tokens.shape[1]
+    few = max(1, READ_TOKENS // L)
+    states = []
+    for begin in range(0, len(tokens), few):
+        part = tokens[begin : begin + few]                                          # (few, L)
+        last = lengths[begin : begin + few] - 1                                     # (few,)
+        read = Cache(model.config, len(part), L, False, model.head.dtype, tokens.device)
+        hidden = model(part, cache=read)                                            # (few, L, C)
+        states.append(hidden[torch.arange(len(part), device=tokens.device), last])
+        cache.take_over(begin * repeat, read, repeat)
+    return torch.cat(states).repeat_interleave(repeat, 0)
 
 
 def check_request(model, tokens: Tensor, lengths: Tensor | None, max_new_tokens: int,
@@ -96,27 +143,33 @@ def check_request(model, tokens: Tensor, lengths: Tensor | None, max_new_tokens:
 @torch.no_grad()
 def stream(model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0,
            top_k: int | None = None, top_p: float | None = None, stop: tuple[int, ...] = (),
-           lengths: Tensor | None = None,
-           generator: torch.Generator | None = None) -> Iterator[Tensor]:
-    """Continue every row: yields its next token, (R,), until all rows have stopped.
+           lengths: Tensor | None = None, generator: torch.Generator | None = None,
+           repeat: int = 1) -> Iterator[Tensor]:
+    """Continue every prompt: yields the next token of every row, (R,), until all have stopped.
 
-    tokens       prompts (R, L), right-padded if they differ in length
+    tokens       prompts (P, L), right-padded if they differ in length
     temperature  0 takes the likeliest token, 1 draws by the model's own probabilities
     top_k        draw only among the k likeliest tokens
     top_p        draw only among the likeliest tokens that together hold this share of probability
-    stop         tokens that end a row; from then on the row repeats the one it has produced
-    lengths      (R,) tokens in each prompt, if they differ
+    stop         tokens that end a row; from then on the row repeats the one it has produced. A GPU
+                 goes on for up to GPU_LOOKS_EVERY tokens when all have stopped
+    lengths      (P,) tokens in each prompt, if they differ
     generator    where the random numbers come from; torch's own if None
+    repeat       rows that continue each prompt, one behind the other: R = P · repeat
     """
     check_request(model, tokens, lengths, max_new_tokens, temperature, top_k, top_p)
-    R, L = tokens.shape
-    device = tokens.device
+    P, L = tokens.shape
+    R, device = P * repeat, tokens.device
+    look_every = GPU_LOOKS_EVERY if tokens.is_cuda else CPU_LOOKS_EVERY
     if lengths is None:
-        lengths = torch.full((R,), L, device=device)                    # (R,)
+        lengths = torch.full((P,), L, device=device)                    # (P,)
 
-    # One cache with room for all that will be read.
+    # One cache with room for all that will be read. The state behind a prompt predicts a token.
     ragged = int(lengths.min()) < L
-    cache = Cache(model.config, R, L + max_new_tokens, ragged, model.head.dtype, device)
+    block = look_every if ragged else 1
+    cache = Cache(model.config, R, L + max_new_tokens, ragged, model.head.dtype, device, block)
+    state = read_prompts(model, tokens, lengths, cache, repeat)         # (R, C)
+    position = lengths.repeat_interleave(repeat)[:, None]               # (R, 1)
 
     # The head is read once per new token. A CPU reads it up to 3 times as fast if it really lies in
     # memory as (C, V), and is not only a transposed view.
@@ -124,43 +177,57 @@ def stream(model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0,
     if not tokens.is_cuda:
         head = head.contiguous()
 
-    # Read all prompts at once. The state behind a prompt's last token predicts the first new one.
-    rows = torch.arange(R, device=device)
-    positions = torch.arange(L, device=device).expand(R, L)             # (R, L)
-    state = model(tokens, positions, cache=cache)[rows, lengths - 1]    # (R, L, C) → (R, C)
-
     # Choose a token for every row, read these tokens, and so on. A stopped row keeps its token in
     # `new`; none has stopped yet, so what `new` begins with does not matter.
     stops = torch.tensor(stop, dtype=torch.long, device=device)
     stopped = torch.zeros(R, dtype=torch.bool, device=device)           # (R,)
-    new = tokens[:, 0]                                                  # (R,)
-    for step in range(max_new_tokens):
-        drawn = choose((state @ head).float(), temperature, top_k, top_p, generator)    # (R,)
+    sound = torch.ones(R, dtype=torch.bool, device=device)              # (R,)
+    new = torch.zeros(R, dtype=torch.long, device=device)               # (R,)
+    for step in range(1, max_new_tokens + 1):
+        logits = (state @ head).float()                                 # (R, V)
+        drawn, largest = choose(logits, temperature, top_k, top_p, generator)       # (R,), (R,)
         new = torch.where(stopped, new, drawn)                          # (R,)
-        stopped = stopped | torch.isin(new, stops)                      # (R,)
+        stopped = stopped | (new[:, None] == stops).any(1)              # (R,)
+        sound = sound & largest.isfinite()              # NaN counts as larger than any number
+
+        # Look at the numbers only now and then.
+        ends = step == max_new_tokens
+        if ends or step % look_every == 0:
+            if not sound.all():
+                raise FloatingPointError("the model's logits are not finite; "
+                                         "its weights are damaged or overflow in this dtype")
+            ends = ends or bool(stopped.all())
         yield new
-        if stopped.all() or step == max_new_tokens - 1:
+        if ends:
             return
-        position = (lengths + step)[:, None]                            # (R, 1)
         state = model(new[:, None], position, cache=cache)[:, 0]        # (R, C)
+        position = position + 1
 
 
 def generate(model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0,
              top_k: int | None = None, top_p: float | None = None, stop: tuple[int, ...] = (),
-             lengths: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-    """Prompts (R, L) with their continuations, (R, L + new). The arguments are those of `stream`.
+             lengths: Tensor | None = None, generator: torch.Generator | None = None,
+             repeat: int = 1) -> Tensor:
+    """Prompts (P, L) with their continuations, (R, L + new). The arguments are those of `stream`.
 
     In ragged batches a row's new tokens follow its own prompt, at `lengths`; what is right of them
     is 0.
     """
     new = list(stream(model, tokens, max_new_tokens, temperature, top_k, top_p, stop, lengths,
-                      generator))                                       # columns, each (R,)
+                      generator, repeat))                               # columns, each (R,)
+
+    # A column behind one in which all rows have stopped says nothing.
+    stops = torch.tensor(stop, dtype=torch.long, device=tokens.device)
+    while len(new) > 1 and torch.isin(new[-2], stops).all():
+        new.pop()
 
     # Prompts of one length: append a column per step.
+    tokens = tokens.repeat_interleave(repeat, 0)                        # (R, L)
     if lengths is None:
         return torch.cat([tokens, *(column[:, None] for column in new)], 1)
 
     # Otherwise clear what stands behind each prompt, and put the new tokens there.
+    lengths = lengths.repeat_interleave(repeat)                         # (R,)
     whole = F.pad(tokens, (0, len(new)))                                # (R, L + new)
     place = torch.arange(whole.shape[1], device=tokens.device)
     whole = whole * (place < lengths[:, None])
@@ -169,13 +236,13 @@ def generate(model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.
     return whole
 
 
-def room(model, prompts: list[list[int]], max_new_tokens: int) -> int:
+def room(config, prompts: list[list[int]], max_new_tokens: int) -> int:
     """How many new tokens fit into the model's context behind the longest of these prompts.
 
     At most `max_new_tokens`; ValueError if there is no room at all.
     """
     longest = max(len(prompt) for prompt in prompts)
-    context = model.config.max_len
+    context = config.max_len
     if longest >= context:
         raise ValueError(f"a prompt of {longest} tokens fills the model's context of {context}; "
                          "shorten it")
@@ -192,20 +259,19 @@ def answers(model, tokenizer, prompts: list[list[int]], k: int, max_new_tokens: 
     what follows the prompt when both are decoded together: decoded alone, its first word would lose
     the space before it.
     """
-    # k rows for each prompt, right-padded to the longest: R is prompts · k.
+    # Prompts are right-padded to the longest; k rows continue each of them.
     device = model.head.device
     longest = max(len(prompt) for prompt in prompts)
     padded = [prompt + [0] * (longest - len(prompt)) for prompt in prompts]
-    tokens = torch.tensor(padded, device=device).repeat_interleave(k, 0)            # (R, L)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    lengths = lengths.repeat_interleave(k)                                          # (R,)
+    tokens = torch.tensor(padded, device=device)                                    # (P, L)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)      # (P,)
 
     # Every prompt leaves a room of its own. A row that has filled it runs on with the others, and
     # the excess is cut off below. GPT-2 has no positions to run on, so its shortest room counts.
-    rooms = [room(model, [prompt], max_new_tokens) for prompt in prompts]
+    rooms = [room(model.config, [prompt], max_new_tokens) for prompt in prompts]
     most = min(rooms) if model.config.pos == "learned" else max(rooms)
     stop = tokenizer.stop_ids
-    out = generate(model, tokens, most, temperature, top_k, top_p, stop, lengths, generator)
+    out = generate(model, tokens, most, temperature, top_k, top_p, stop, lengths, generator, k)
     rows = out.tolist()
 
     # From token ids to texts: each row's own new tokens, up to the first stop token.
@@ -227,9 +293,10 @@ def answers(model, tokenizer, prompts: list[list[int]], k: int, max_new_tokens: 
 
 
 def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None,
-           generator: torch.Generator | None) -> Tensor:
+           generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """One token per row of logits (R, V): the likeliest at temperature 0, else a draw, (R,).
 
+    With it comes each row's largest logit, (R,): it is not finite if the choice makes no sense.
     top_k keeps the k likeliest tokens. top_p keeps the likeliest ones until they hold the share p:
     a token stays if those before it hold less.
     """
@@ -243,11 +310,8 @@ def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
     else:
         kept = logits                                                               # (R, V)
         largest, tokens = logits.max(-1, keepdim=True)                              # (R, 1)
-    if not largest[:, 0].isfinite().all():          # NaN counts as larger than any number
-        raise FloatingPointError("the model's logits are not finite; "
-                                 "its weights are damaged or overflow in this dtype")
     if temperature == 0:
-        return tokens[:, 0]
+        return tokens[:, 0], largest[:, 0]
 
     # Probabilities of the tokens that are left; top_p takes the tail away. The logits are float32,
     # in which a temperature of, say, 1e-50 would be 0 and divide by it.
@@ -263,4 +327,4 @@ def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
     drawn = torch.searchsorted(below, aim, right=True).clamp(max=p.shape[-1] - 1)   # (R, 1)
     if ranked:
         drawn = tokens.gather(1, drawn)
-    return drawn[:, 0]
+    return drawn[:, 0], largest[:, 0]

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minialign import generate as generation
 from minialign.generate import Cache
-from minialign.rope import rope_rotation, rotate
+from minialign.rope import rope_frequencies, rope_rotation, rotate
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * F.rms_norm(x, x.shape[-1:], None, self.eps)
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
 
 def norm_layer(config: Config) -> nn.Module:
@@ -177,7 +177,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation, mask: Tensor | None, regroup, cache_entry) -> Tensor:
         """(R, L, C) → (R, L, C).
 
-        rotation     (cos, sin) of all tokens' angles, (R, L, 1, D/2) each; None: no rotation
+        rotation     (cos, sin) of all tokens' angles, (R, L, 1, D) each; None: no rotation
         mask         who may look at whom, True = may; None: plain causal attention
         regroup      (texts, first places), from rows to texts and back; None: every row is a text
         cache_entry  (cache, number of this layer, positions); None outside generation
@@ -194,9 +194,10 @@ class Attention(nn.Module):
         if self.config.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
 
-        # Rotary positions turn queries and keys, but not values.
+        # Rotary positions turn queries and keys, together and not one by one, but not values.
         if rotation is not None:
-            q, k = rotate(q, *rotation), rotate(k, *rotation)
+            H, G = self.config.n_head, self.config.n_kv_head
+            q, k = rotate(torch.cat([q, k], 2), *rotation).split([H, G], 2)
 
         # Answers to one prompt stand behind it on one row. Here, and nowhere else in the network,
         # each of them gets a row to itself, with the prompt's queries, keys and values before it.
@@ -214,11 +215,14 @@ class Attention(nn.Module):
             cache, layer, positions = cache_entry
             k, v = cache.store(layer, positions, k, v)                  # (R, G, used, D) each
 
-        # Weigh the values. A single query comes last and sees everything: no causal mask for it.
-        causal = mask is None and q.shape[2] > 1
-        grouped = q.shape[1] != k.shape[1]
+        # Weigh the values. The heads of a single query that share keys and values stand for as many
+        # queries of one head: with a mask, torch might copy keys and values for each of them.
+        single = q.shape[2] == 1                                        # sees all that is there
+        if single:
+            q = q.unflatten(1, (k.shape[1], -1)).squeeze(3)             # (R, G, H/G, D)
+        causal, grouped = mask is None and not single, q.shape[1] != k.shape[1]
         h = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=grouped)
-        h = h.transpose(1, 2).flatten(2)                                # (R, L, H·D)
+        h = h.flatten(1)[:, None] if single else h.transpose(1, 2).flatten(2)       # (R, L, H·D)
 
         # Back from texts to rows; then one vector per token from what all heads have found.
         if regroup is not None:
@@ -287,6 +291,7 @@ class Transformer(nn.Module):
         # Activation checkpointing, off unless a recipe asks for it: keep only the input of each
         # layer, and compute the rest again during the backward pass.
         self.recompute = False
+        self.frequencies: Tensor | None = None      # rotary, once needed; float32, and in no file
 
         # The network proper.
         self.model = nn.ModuleDict({
@@ -340,9 +345,9 @@ class Transformer(nn.Module):
         x          tokens (R, L) or embeddings (R, L, C)
         positions  (R, L) position ids; None counts 0, 1, 2, … along the row
         texts      (X, M) for answers that share their prompt's tokens (see data.py): which of the
-                   R·L tokens each text consists of, prompt first, right-padded with 0. A token sees
-                   what stands before it in its text; all but attention is computed once per token.
-                   None: every row is a text
+                   R·L tokens each text consists of, prompt first, right-padded with any of them. A
+                   token sees what stands before it in its text; all but attention is computed once
+                   per token. None: every row is a text
         cache      filled and read at `positions`; generation only, and not together with `texts`
         """
         # Tokens become embeddings. IFT comes with embeddings, which it has mixed itself.
@@ -359,7 +364,9 @@ class Transformer(nn.Module):
         if self.config.pos == "learned":
             x = x + self.model["embed_positions"](positions)            # (R, L, C)
         else:
-            rotation = rope_rotation(self.config, positions, x.dtype)   # 2 × (R, L, 1, D/2)
+            if self.frequencies is None or self.frequencies.device != x.device:
+                self.frequencies = rope_frequencies(self.config).to(x.device)       # (D/2,)
+            rotation = rope_rotation(self.config, self.frequencies, positions, x.dtype)
 
         # Who may look at whom: within each text, or at what the cache holds from earlier calls.
         regroup = None if texts is None else (texts, first_places(texts, R, L))
@@ -381,10 +388,7 @@ class Transformer(nn.Module):
         return self.model["norm"](x)
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """(B, T) tokens → (B, T, V) float32 logits, all of them: for checks and lessons.
-
-        Training never holds all of them at once; see logps.py.
-        """
+        """(B, T) tokens → (B, T, V) float32 logits, for checks: training never builds them all."""
         return (self(tokens) @ self.head.T).float()
 
     def stream(self, tokens: Tensor, max_new_tokens: int, *choice, **more) -> Iterator[Tensor]:

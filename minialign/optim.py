@@ -4,18 +4,17 @@ AdamW is written out here because training in pure bf16 needs one thing that lib
 a rounding of the updated parameters that loses nothing on average.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-# How many numbers are updated at a time. On a CPU the temporary results of a piece stay in the
-# processor's cache. A GPU wants few and large kernels, but no temporary larger than 128 MB.
-CPU_PIECE = 2**18
-GPU_PIECE = 2**25
+# How many numbers a CPU updates at a time: the temporary results of a piece stay in its cache.
+CPU_PIECE = 2**16
 
 
 def cosine(step: int, steps: int, warmup: int) -> float:
@@ -33,19 +32,84 @@ def norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def round_stochastically(x: Tensor, generator: torch.Generator) -> Tensor:
+def hashed(position: Tensor, key: Tensor) -> Tensor:
+    """Numbers from −32,768 to 32,767 that look random, int32, one for every position.
+
+    position  (n,) int32
+    key       () int32: another key, and all numbers are others
+
+    Nothing is kept from one draw to the next. So the same position and key give the same number on
+    every device, in whatever pieces a tensor is drawn. Integers wrap around; both factors are those
+    of the hash function xxHash. To shift an int32 repeats its sign, which the masks take away.
+    """
+    a, b = -0x61C8864F, -0x7A143595                     # 0x9E3779B1 and 0x85EBCA6B as int32
+    x = position * a + key
+    x = (x ^ ((x >> 15) & 0x1FFFF)) * b
+    x = (x ^ ((x >> 13) & 0x7FFFF)) * a
+    return x >> 16                                      # the upper half is the better one
+
+
+def round_stochastically(x: Tensor, noise: Tensor) -> Tensor:
     """float32 → bf16, up or down at random, the nearer neighbour with the higher probability.
 
     The expected value of the result is x itself, so a thousand tiny steps add up. Rounding to the
     nearest would lose every one of them.
 
     A bf16 is the upper half of a float32. Add 16 random bits to the lower half and cut it off: the
-    sum carries into the upper half with just the right probability.
+    sum carries into the upper half with just the right probability. `noise` is from −32,768 to
+    32,767, hence the constant.
     """
-    like_bits = {"dtype": torch.int32, "device": x.device}
-    noise = torch.randint(0, 1 << 16, x.shape, **like_bits, generator=generator)
-    bits = x.contiguous().view(torch.int32) + noise
-    return bits.bitwise_and_(-1 << 16).view(torch.float32).to(torch.bfloat16)
+    bits = x.view(torch.int32) + noise + 0x8000
+    return (bits & (-1 << 16)).view(torch.float32).to(torch.bfloat16)
+
+
+def adamw(w: Tensor, g: Tensor, m: Tensor | None, v: Tensor, numbers: dict[str, Tensor],
+          constants: tuple[float, float, float], decays: bool, first: Tensor) -> None:
+    """The formulas of the class AdamW for a piece of a parameter: changes w, m and v, (n,) each.
+
+    numbers    what is another in every update, () each; see AdamW.numbers
+    constants  β₁, β₂, ε
+    first      () int32: the position of w[0] among all parameters, which its rounding depends on
+
+    Every number depends on numbers in the same place alone. So a CPU can go piece by piece, and a
+    compiler can make one pass over memory of it all.
+
+    `float()` makes a copy of what is bfloat16, and gives back what is float32 already. So float32
+    is updated where it lies, and a copy must be written back at the end.
+    """
+    # v ← β₂ v + (1−β₂) g², and √v̂ + ε
+    b1, b2, eps = constants
+    g = g.float() * numbers["scale"]
+    square = v.float().mul_(b2).addcmul_(g, g, value=1 - b2)
+    root = (square / numbers["square_correction"]).sqrt_().add_(eps)
+
+    # m ← β₁ m + (1−β₁) g; without m, the mean is the gradient itself
+    mean = g if m is None else m.float().lerp_(g, 1 - b1)
+
+    # w ← w − lr (m̂ / (√v̂ + ε) + decay · w); lr and the correction in m̂ are one factor
+    new = w.float()
+    if decays:
+        new.mul_(numbers["kept"])
+    new.addcdiv_(mean * numbers["factor"], root)
+
+    # Write back what was copied. For float32 moments, copy_ onto themselves does nothing.
+    v.copy_(square)
+    if m is not None:
+        m.copy_(mean)
+    if w.dtype == torch.bfloat16:
+        position = torch.arange(len(w), dtype=torch.int32, device=w.device) + first
+        w.copy_(round_stochastically(new, hashed(position, numbers["key"])))
+    elif w.dtype != torch.float32:
+        w.copy_(new)
+
+
+@cache
+def compiled_adamw():
+    """`adamw` as one kernel, for GPUs: as they stand, its lines go over memory some 25 times.
+
+    `dynamic` makes it one kernel for parameters of all sizes.
+    """
+    return torch.compile(adamw, dynamic=True)
 
 
 class AdamW:
@@ -82,9 +146,15 @@ class AdamW:
             if betas[0] > 0:
                 self.m[name] = torch.zeros_like(p, dtype=moments)
 
-        # Rounding draws from a generator of its own: no other draw of the run depends on it.
-        device = next(iter(self.parameters.values())).device
-        self.generator = torch.Generator(device).manual_seed(seed)
+        # Rounding depends on the seed, on the update, and on where a number stands among all
+        # parameters: int32, which wraps around in large models.
+        self.seed = seed
+        self.first: dict[str, Tensor] = {}              # () each
+        total = 0
+        for name, p in self.parameters.items():
+            position = (total + 2**31) % 2**32 - 2**31
+            self.first[name] = torch.tensor(position, dtype=torch.int32, device=p.device)
+            total += p.numel()
 
     def gradient_norm(self) -> Tensor:
         """The norm of the whole gradient, all parameters together, () float32."""
@@ -95,9 +165,10 @@ class AdamW:
     def step(self, lr: float, scale: float = 1.0) -> None:
         """One update with the gradients times `scale` (clipping), which are then dropped."""
         self.steps += 1
+        numbers = self.numbers(lr, scale)
         for name, p in self.parameters.items():
             if p.grad is not None:
-                self.update(name, p, lr, scale)
+                self.update(name, p, numbers)
 
     @contextmanager
     def inside_backward(self, lr: float) -> Iterator[list[Tensor]]:
@@ -110,11 +181,12 @@ class AdamW:
         norms: list[Tensor] = []
         hooks = []
         self.steps += 1
+        numbers = self.numbers(lr, 1.0)
 
         def take(name: str, p: Tensor) -> None:
             norms.append(norm(p.grad))
             with torch.no_grad():
-                self.update(name, p, lr, 1.0)
+                self.update(name, p, numbers)
 
         # autograd calls a parameter's hook when its gradient is complete.
         for name, p in self.parameters.items():
@@ -130,10 +202,32 @@ class AdamW:
             if p.grad is not None:
                 take(name, p)
 
-    def update(self, name: str, p: Tensor, lr: float, scale: float) -> None:
-        """Change one parameter by its gradient, piece by piece, and drop the gradient."""
-        piece = CPU_PIECE if p.device.type == "cpu" else GPU_PIECE
-        decay = self.weight_decay if p.dim() > 1 else 0.0
+    def numbers(self, lr: float, scale: float) -> dict[str, Tensor]:
+        """What `adamw` needs to know of this update, as tensors () on the parameters' device.
+
+        A compiler would take Python numbers for constants, and start again when they change.
+        """
+        b1, b2 = self.betas
+        device = next(iter(self.parameters.values())).device
+        numbers = {
+            "scale": scale,                                     # of the gradients
+            "square_correction": 1 - b2**self.steps,            # v̂ = v / this
+            "kept": 1 - lr * self.weight_decay,                 # of a weight that decays
+            "factor": -lr / (1 - b1**self.steps),               # of m / (√v̂ + ε)
+        }
+        values = torch.tensor(list(numbers.values()), dtype=torch.float32).to(device)
+        drawn = hashlib.sha256(f"{self.seed} {self.steps}".encode()).digest()[:4]
+        key = int.from_bytes(drawn, "little", signed=True)
+        key = torch.tensor(key, dtype=torch.int32).to(device)
+        return {**dict(zip(numbers, values, strict=True)), "key": key}
+
+    def update(self, name: str, p: Tensor, numbers: dict[str, Tensor]) -> None:
+        """Change one parameter by its gradient, and drop the gradient."""
+        on_gpu = p.device.type == "cuda"
+        change = compiled_adamw() if on_gpu else adamw
+        piece = p.numel() if on_gpu else CPU_PIECE
+        constants = (*self.betas, self.eps)
+        decays = self.weight_decay > 0 and p.dim() > 1
 
         # All are cut in the same places. Pieces of w, m and v are views: changing them changes all.
         ws = p.view(-1).split(piece)
@@ -142,45 +236,18 @@ class AdamW:
         ms = [None] * len(vs)
         if name in self.m:
             ms = self.m[name].view(-1).split(piece)
+
+        first = self.first[name]
         for w, g, m, v in zip(ws, gs, ms, vs, strict=True):
-            self.update_piece(w, g.float() * scale, m, v, lr, decay)
+            change(w, g, m, v, numbers, constants, decays, first)
+            first = first + len(w)
         p.grad = None
 
-    def update_piece(self, w: Tensor, g: Tensor, m: Tensor | None, v: Tensor, lr: float,
-                     decay: float) -> None:
-        """The formulas of the class for one piece: changes w, m and v in place. g is float32.
-
-        `float()` makes a copy of what is bfloat16, and gives back what is float32 already. So
-        float32 is updated where it lies, and a copy must be written back at the end.
-        """
-        # v ← β₂ v + (1−β₂) g², and √v̂ + ε
-        b1, b2 = self.betas
-        square = v.float().mul_(b2).addcmul_(g, g, value=1 - b2)
-        root = (square / (1 - b2**self.steps)).sqrt_().add_(self.eps)
-
-        # m ← β₁ m + (1−β₁) g; without m, the mean is the gradient itself
-        mean = g if m is None else m.float().lerp_(g, 1 - b1)
-
-        # w ← w − lr (m̂ / (√v̂ + ε) + decay · w); the correction in m̂ is part of the factor
-        new = w.float()
-        if decay:
-            new.mul_(1 - lr * decay)
-        new.addcdiv_(mean, root, value=-lr / (1 - b1**self.steps))
-
-        # Write back what was copied. For float32 moments, copy_ onto themselves does nothing.
-        v.copy_(square)
-        if m is not None:
-            m.copy_(mean)
-        if w.dtype == torch.bfloat16:
-            w.copy_(round_stochastically(new, self.generator))
-        elif w.dtype != torch.float32:
-            w.copy_(new)
-
     def state_dict(self) -> dict[str, Tensor]:
-        """All that the next update depends on: the moments, how many there were, the generator."""
+        """All that the next update depends on: the moments, and how many updates there were."""
         state = {f"m.{name}": m for name, m in self.m.items()}
         state |= {f"v.{name}": v for name, v in self.v.items()}
-        return state | {"steps": torch.tensor(self.steps), "generator": self.generator.get_state()}
+        return state | {"steps": torch.tensor(self.steps)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Put back what `state_dict` returned."""
@@ -189,4 +256,3 @@ class AdamW:
         for name, v in self.v.items():
             v.copy_(state[f"v.{name}"])
         self.steps = int(state["steps"])
-        self.generator.set_state(state["generator"].cpu())

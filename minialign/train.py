@@ -110,6 +110,7 @@ def fused_pass(model, method: Method, batch: Batch) -> tuple[Tensor, Tensor, dic
         states, head.detach(), method, batch, learn_head=head.requires_grad)
     if d_head is not None:
         head.grad = d_head.to(head.dtype) if head.grad is None else head.grad.add_(d_head)
+        del d_head                      # a wide copy, where the head is bfloat16: 2 GiB for an 8 B
 
     # Backward: from ∂loss/∂hidden on, the chain rule is autograd's business.
     hidden.backward(d_states.view_as(hidden).to(hidden.dtype))
@@ -183,11 +184,12 @@ class Recipe:
 
     epochs: int = setting(1, "passes over the data", least=1)
     batch: int = setting(32, "prompts per update", least=1)
-    micro_batch: int = setting(
-        8, "most prompts per forward pass: fewer need less memory, the result is the same", least=1)
+    micro_batch: int | None = setting(
+        None, "most prompts per forward pass: fewer need less memory, the result is the same; 8 "
+              "unless given, or with pass_tokens as many as fit", least=1)
     pass_tokens: int | None = setting(
         None, "most tokens per forward pass, each prompt counted once: short examples then "
-              "go in larger passes than long ones, up to the micro batch", least=1)
+              "go in larger passes than long ones", least=1)
     lr: float = setting(
         1e-3, "peak learning rate; 5e-7 to 2e-6 for a 7 B model, around 5e-4 for a tiny one",
         above=0)
@@ -214,6 +216,9 @@ class Recipe:
 
     def __post_init__(self):
         check_settings(self)
+        if self.micro_batch is None:
+            most = 8 if self.pass_tokens is None else self.batch
+            object.__setattr__(self, "micro_batch", most)       # the dataclass is frozen
         in_one_pass = self.batch <= self.micro_batch and self.pass_tokens is None
         if self.inside_backward and not (in_one_pass and self.clip == math.inf):
             raise ValueError(

@@ -271,7 +271,7 @@ def show(sides: list[Side]) -> str:
 def cells(side: Side, first: Side) -> dict[str, str]:
     """A side's row of the table: {column: text}, empty where there is nothing to say."""
     seconds, peak = side.column("seconds"), side.facts["peak"]
-    row = dict.fromkeys(["", "seconds", "× floor", "tokens/s", "× time", "of matmul rate",
+    row = dict.fromkeys(["", "seconds", "× floor", "tokens/s", "× time", "of matmul rate", "MFU",
                          "MB beyond the model", "× memory"], "")
     row[""] = side.label
     row["seconds"] = spread(seconds, 3)
@@ -291,6 +291,10 @@ def cells(side: Side, first: Side) -> dict[str, str]:
     if "flops" in side.facts:
         rates = [side.facts["flops"] / s for s in seconds]
         row["of matmul rate"] = ratio(rates, side.column("rate"))
+
+        # The same over what the GPU's maker promises: "model FLOPs utilisation".
+        if side.facts.get("peak_rate"):
+            row["MFU"] = spread([rate / side.facts["peak_rate"] for rate in rates], 2)
     return row
 
 

@@ -41,14 +41,14 @@ def step_flops(config: Config, examples: list[Example], forwards: int = 1) -> in
     return (forwards + 2) * forward_flops(config, tokens, lengths, scored)
 
 
-def optimizer_bytes(config: Config, width: int) -> int:
-    """What AdamW must move if a weight has `width` bytes and each of its two moments has four.
+def optimizer_bytes(config: Config, width: int, moment: int) -> int:
+    """What AdamW must move if a weight has `width` bytes, and each of its two moments `moment`.
 
     It reads weight, gradient and moments, and writes weight and moments.
     """
     tables = 1 if config.tie else 2
     numbers = layer_parameters(config) + tables * config.vocab_size * config.d_model
-    return numbers * (3 * width + 4 * 4)
+    return numbers * (3 * width + 4 * moment)
 
 
 def token_floor(config: Config, batch: int, context: int, width: int) -> tuple[int, int]:
@@ -60,3 +60,15 @@ def token_floor(config: Config, batch: int, context: int, width: int) -> tuple[i
     cached = 2 * batch * context * config.n_layer * config.n_kv_head * config.d_head
     attention = 4 * batch * context * config.n_layer * config.n_head * config.d_head
     return 2 * batch * numbers + attention, width * (numbers + cached)
+
+
+# What the makers of GPUs say of matmuls in bfloat16, without sparsity: TFLOP/s.
+BFLOAT16_TFLOPS = {"A100": 312, "H100": 989, "H200": 989, "B200": 2250, "L40S": 362, "4090": 165}
+
+
+def peak_rate(gpu: str, dtype: str) -> float | None:
+    """FLOPs per second that a GPU of this name has on paper; None if we do not know."""
+    for name, tflops in BFLOAT16_TFLOPS.items():
+        if name in gpu and dtype == "bfloat16":
+            return tflops * 1e12
+    return None

@@ -2,8 +2,9 @@
 
 Counted is the fullest moment: between the forward and the backward pass, while the last logits are
 alive, with the gradients of earlier passes kept. `allocated` measures the same in a step that is
-really done, and a test holds the two together. Not counted are CUDA's own context (about 0.5 GiB)
-and what the allocator loses between blocks.
+really done, and a test holds the two together. `sampling_sheet` does the same for drawing answers.
+Not counted are CUDA's own context and what the allocator loses between blocks: for those a GPU has
+to have some memory to spare.
 """
 
 import json
@@ -19,12 +20,14 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from minialign.data import Example, collate, laid_out
+from minialign.generate import READ_TOKENS
 from minialign.hf import lora
 from minialign.logps import CHUNK_ELEMENTS
 from minialign.model import Config, Transformer
 from minialign.train import Recipe, passes
 
 GIB = 2**30
+SPARE = 0.06            # share of a GPU that CUDA's own work and gaps between blocks may need
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,36 @@ def sheet(config: Config, load: Load, recipe: Recipe, dtype: str = "bfloat16",
         "optimizer": moments * sum(p.numel() for p in learnt),
         "activations": activations,
         "head": head,
+    }
+
+
+def sampling_sheet(config: Config, dtype: str, device: str, prompts: int, longest: int, k: int,
+                   new: int, top_k: int | None) -> dict[str, int]:
+    """Bytes of {"weights", "cache", "work"} while k answers to so many prompts are drawn.
+
+    longest   tokens of the longest prompt
+    new       tokens of the longest answer
+    """
+    b = getattr(torch, dtype).itemsize
+    V, C, rows = config.vocab_size, config.d_model, prompts * k
+
+    def cached(rows: int, slots: int) -> int:
+        return 2 * b * config.n_layer * rows * config.n_kv_head * slots * config.d_head
+
+    # A few prompts are read at a time, into a cache of their own. The widest moment of a layer is
+    # in the MLP: its input and its output, and there up, gate and their product.
+    few = min(prompts, max(1, READ_TOKENS // longest))
+    reading = cached(few, longest) + few * longest * b * (3 * C + 3 * config.d_mlp)
+
+    # A token is chosen by its logit, here and in float32. Without top_k its probability is computed
+    # in float32, and added up in float64. A CPU lays the head out anew.
+    choosing = rows * V * (b + 4 + (0 if top_k else 4 + 8 + 8))
+    if device == "cpu":
+        choosing += V * C * b
+    return {
+        "weights": sum(p.nbytes for p in parameters_of(config, dtype)),
+        "cache": cached(rows, longest + new),
+        "work": max(reading, choosing),
     }
 
 
@@ -160,7 +193,8 @@ def memory_line(work: Callable[[], object]) -> list[tuple[float, int]]:
 def available(device: str) -> float:
     """Bytes that can still be allocated on this device; inf where nothing says (Windows)."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        free, all_there_is = torch.cuda.mem_get_info(device)
+        return max(0, free - int(SPARE * all_there_is))
     try:
         with open("/proc/meminfo") as file:
             return 1024 * next(int(l.split()[1]) for l in file if l.startswith("MemAvailable"))
@@ -177,10 +211,12 @@ def table(parts: dict[str, int]) -> str:
     return "\n".join(f"  {name:<12}{size / GIB:>9.2f} GiB" for name, size in parts.items())
 
 
-def check_fits(parts: dict[str, int], device: str, advice: str) -> None:
+def check_fits(
+    parts: dict[str, int], device: str, advice: str, what: str = "a training step"
+) -> None:
     """ValueError with the sheet if this much cannot be allocated."""
     total, free = sum(parts.values()), available(device)
     if total > free:
-        raise ValueError(f"a training step needs {total / GIB:.1f} GiB, and {device} has "
+        raise ValueError(f"{what} needs {total / GIB:.1f} GiB, and {device} has "
                          f"{free / GIB:.1f} GiB free:\n{table(parts)}\n"
                          f"what makes it smaller: {advice}")

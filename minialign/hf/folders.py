@@ -129,7 +129,18 @@ def check_device(device: str) -> str:
         # Every kind of device that torch does not have here raises an error of its own.
         why = str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(f"device {device!r} cannot be used here ({why}); give cpu") from None
+    if torch.device(device).type == "cuda":
+        choose_flash_attention()
     return device
+
+
+def choose_flash_attention() -> None:
+    """Keep cuDNN from computing attention, on every GPU of this process.
+
+    It plans anew for every shape, up to a second each time, and ours are ragged: most passes of
+    training have a shape of their own, and so has every generated token. Flash attention does not.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def model_digest(path: str | Path) -> str:

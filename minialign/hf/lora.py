@@ -48,8 +48,8 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, in) → (…, out), in the dtype of x."""
-        inner = F.linear(x, self.lora_A.to(x.dtype))                    # (…, r)
-        added = self.scale * F.linear(inner, self.lora_B.to(x.dtype))   # (…, out)
+        inner = self.scale * F.linear(x, self.lora_A.to(x.dtype))       # (…, r)
+        added = F.linear(inner, self.lora_B.to(x.dtype))                # (…, out)
         return F.linear(x, self.weight, self.bias) + added
 
     def difference(self) -> Tensor:

@@ -1,22 +1,37 @@
 """Where a model lies: what a path that is given as a model means, before anything is read.
 
-It may be a model folder, one that a killed save has left, an adapter, or OWNER/NAME on the Hugging
-Face hub (hub.py). Nothing here needs torch.
+It may be a model folder, one that a killed save has left, an adapter, a model that ships with this
+package (shipped/README.md), or OWNER/NAME on the Hugging Face hub (hub.py). Nothing here needs
+torch.
 """
 
 from pathlib import Path
 
-from minialign.hf.hub import TOKENIZER_FILES, local_folder
+from minialign.hf import hub
 from minialign.hf.jsonfiles import read_json
 
 SAVING = ".saving"              # the folder inside a model folder in which save_model prepares it
+SHIPPED = Path(__file__).parent / "shipped"
+MODELS = ("stories260K", "llama2xs")                    # the models among what is shipped
+
+
+def local_folder(path: str | Path) -> Path:
+    """The folder that `path` means, which need not exist: itself, a shipped one, or one of the hub.
+
+    A name that stands for something else is only looked up if nothing of that name is here. Raises
+    as `hub.local_folder` does.
+    """
+    if str(path) in MODELS and not Path(path).exists():
+        return SHIPPED / str(path)
+    return hub.local_folder(path)
 
 
 def model_folder(path: str | Path) -> Path:
     """The folder that holds config.json and the weights of a model.
 
     That is `path`, or SAVING inside it after a save that was killed. For an adapter it is the
-    folder of the base model. `path` may be OWNER/NAME instead of a folder, too.
+    folder of the base model. Instead of a folder `path` may be the name of a shipped model, or
+    OWNER/NAME.
 
     Raises FileNotFoundError, with what was found instead of a model.
     """
@@ -35,7 +50,7 @@ def model_folder(path: str | Path) -> Path:
         found = "does not exist"
     raise FileNotFoundError(
         f"{folder} {found} (a model is a folder with config.json, *.safetensors and "
-        "tokenizer.json, or OWNER/NAME on the Hugging Face hub)")
+        f"tokenizer.json, or OWNER/NAME on the Hugging Face hub, or one of {', '.join(MODELS)})")
 
 
 def adapter_folder(path: str | Path) -> Path | None:
@@ -89,7 +104,7 @@ def base_folder(adapter: Path) -> Path:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of a model folder that belong to its tokenizer; saving a model replaces them."""
-    files = [folder / name for name in TOKENIZER_FILES]
+    files = [folder / name for name in hub.TOKENIZER_FILES]
     files += sorted(folder.glob("*.tiktoken"))
     files += sorted(folder.glob("chat_templates/*.jinja"))
     return [file for file in files if file.is_file()]

@@ -1,7 +1,8 @@
 """A data file of any kind → its rows, each with the words that say where it stands.
 
 JSON Lines (also gzipped), a JSON array, parquet, or a folder that `datasets` has written. The last
-two need pyarrow. What the columns of a row mean is told in rows.py.
+two need pyarrow. A few data sets ship with this package and have names. What the columns of a row
+mean is told in rows.py.
 """
 
 import gzip
@@ -11,14 +12,36 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from minialign.hf.jsonfiles import parse_object
+from minialign.hf.places import SHIPPED
 
+# The data sets that ship with this package, by name (shipped/README.md).
+DATA = {
+    "stories-dialogue": SHIPPED / "stories-dialogue-train.jsonl",
+    "stories-dialogue-test": SHIPPED / "stories-dialogue-test.jsonl",
+    "stories": SHIPPED / "stories.jsonl",
+}
 KINDS = ("give a JSONL file (one JSON object per line, .gz or not), a .json array, a .parquet file "
-         "or a folder written by datasets' save_to_disk")
+         f"or a folder written by datasets' save_to_disk, or one of {', '.join(DATA)}")
 FORMATS = (
     '{"prompt", "completion"}, {"prompt", "chosen", "rejected"}, {"chosen", "rejected"}, '
     '{"prompt", "responses", "rewards"}, {"prompt", "completion", "label"}, '
     '{"messages"}, {"conversations"} or {"text"}')
 FETCH = "it is damaged or was cut off: fetch or write it again"
+
+
+def data_file(path: str | Path) -> Path:
+    """The file or folder that `path` means: what lies there, else the shipped one of that name.
+
+    FileNotFoundError if there is neither, ValueError for a pipe or a device.
+    """
+    found = Path(path)
+    if not found.exists():
+        if str(path) not in DATA:
+            raise FileNotFoundError(f"no such file: {path}; {KINDS}")
+        found = DATA[str(path)]
+    if not found.is_file() and not found.is_dir():
+        raise ValueError(f"{path} is a pipe or a device, which cannot be read twice; {KINDS}")
+    return found
 
 
 def read_file(path) -> list[tuple[str, dict]]:
@@ -27,8 +50,7 @@ def read_file(path) -> list[tuple[str, dict]]:
     Raises FileNotFoundError, and ValueError for a file of another kind, for one that is damaged,
     with the place, and for one without rows.
     """
-    path = Path(path)
-    check_regular(path)
+    path = data_file(path)
     if path.is_dir():
         rows = arrow_rows(path)
     elif path.suffix == ".parquet":
@@ -41,14 +63,6 @@ def read_file(path) -> list[tuple[str, dict]]:
     if not rows:
         raise ValueError(f"{path} has no rows; {KINDS}")
     return rows
-
-
-def check_regular(path: Path) -> None:
-    """FileNotFoundError if nothing is there, ValueError for a pipe or a device."""
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}; {KINDS}")
-    if not path.is_file() and not path.is_dir():
-        raise ValueError(f"{path} is a pipe or a device, which cannot be read twice; {KINDS}")
 
 
 # ------------------------------------------------------------------------------------------- JSON

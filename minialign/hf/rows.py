@@ -317,8 +317,9 @@ def check_text(where: str, key: str, value):
     """
     listed = isinstance(value, list) and all(isinstance(message, dict) for message in value)
     if not isinstance(value, str) and not listed:
+        remedy = "; write numbers as text" if isinstance(value, int | float) else ""
         raise ValueError(f"{where}: '{key}' must be a string or a list of messages, "
-                         f"not {shown(value)}")
+                         f"not {shown(value)}{remedy}")
     blank = isinstance(value, str) and not value.strip() and key != "prompt"
     if not value or blank:
         raise ValueError(f"{where}: '{key}' is empty; remove the line or fill it in")

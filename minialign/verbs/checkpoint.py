@@ -21,7 +21,7 @@ from minialign.data import Example
 from minialign.files import clear_away, locked, write_json, write_tensors
 from minialign.hf.folders import finish_killed_save
 from minialign.hf.jsonfiles import parse_object, read_json
-from minialign.hf.rowfiles import check_regular
+from minialign.hf.rowfiles import data_file
 from minialign.hf.weights import check_tensors
 from minialign.methods import Method
 from minialign.optim import AdamW
@@ -129,10 +129,10 @@ def fingerprint(path: str | None) -> str | None:
     """
     if path is None:
         return None
-    check_regular(Path(path))
-    files = [Path(path)]
-    if Path(path).is_dir():
-        files = sorted(file for file in Path(path).iterdir() if file.is_file())
+    path = data_file(path)
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file())
     hashed = hashlib.sha256()
     for file in files:
         with open(file, "rb") as opened:

@@ -61,7 +61,7 @@ def advice(flags) -> str:
     ways = []
     if not flags.activation_checkpointing:
         ways.append("--activation-checkpointing")
-    if flags.micro_batch > 1:
+    if flags.micro_batch != 1:
         ways.append("--micro-batch 1")
     if flags.dtype != "bfloat16":
         ways.append("--dtype bfloat16")

@@ -18,8 +18,8 @@ class Flags:
     """Which model, on which examples."""
 
     model: str = setting(
-        ..., "model folder, adapter, or OWNER/NAME on the Hugging Face hub, or small: the small "
-        "GPT of compare, of seed 0")
+        ..., "model folder, adapter, or OWNER/NAME on the Hugging Face hub, stories260K or "
+        "llama2xs, which ship with this package, or small: the small GPT of compare, of seed 0")
     data: str = setting(..., "a data file in any of the layouts of train")
     columns: str | None = setting(None, COLUMNS)
     chat: bool = setting(False, CHAT)

@@ -23,8 +23,8 @@ class Flags:
     """What to continue, and how to draw."""
 
     model: str = setting(
-        ..., "model folder, adapter, or OWNER/NAME on the Hugging Face hub, or small: the small "
-        "GPT of compare, of seed 0")
+        ..., "model folder, adapter, or OWNER/NAME on the Hugging Face hub, stories260K or "
+        "llama2xs, which ship with this package, or small: the small GPT of compare, of seed 0")
     chat_template: str | None = setting(
         None, "Jinja file with a chat template, instead of the one in the model folder")
     prompt: str | None = setting(
@@ -68,7 +68,7 @@ def run(flags: Flags) -> None:
     if as_message:
         prompt = [{"role": "user", "content": flags.prompt}]
     ids = encode_prompt(tokenizer, with_system(prompt, flags.system))
-    room(model, [ids], flags.max_new_tokens)
+    room(model.config, [ids], flags.max_new_tokens)
     if not as_message:
         sys.stdout.write(printable(flags.prompt))
     say(model, tokenizer, ids, flags, generator)
@@ -81,7 +81,7 @@ def say(model, tokenizer, ids: list[int], flags: Flags, generator: torch.Generat
     In a conversation Ctrl-C only cuts the answer short.
     """
     tokens = torch.tensor([ids], device=model.head.device)              # (1, L)
-    most = room(model, [ids], flags.max_new_tokens)
+    most = room(model.config, [ids], flags.max_new_tokens)
     temperature = 0.0 if flags.greedy else flags.temperature
     stream = model.stream(tokens, most, temperature, flags.top_k, flags.top_p, tokenizer.stop_ids,
                           generator=generator)
@@ -148,5 +148,5 @@ def what_fits(model, tokenizer, said: list[dict], flags: Flags) -> tuple[list[in
         said = said[2:]
         print("(the oldest exchange no longer fits, and is forgotten)", file=sys.stderr)
         ids = encode_prompt(tokenizer, with_system(said, flags.system))
-    room(model, [ids], flags.max_new_tokens)
+    room(model.config, [ids], flags.max_new_tokens)
     return ids, said

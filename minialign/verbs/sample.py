@@ -13,17 +13,21 @@ from pathlib import Path
 
 import torch
 
+from minialign.bench.sheet import check_fits, sampling_sheet
 from minialign.data import Example, collate
 from minialign.files import can_write, lock
-from minialign.generate import answers, room
+from minialign.generate import READ_TOKENS, answers, room
 from minialign.hf.encoding import encode_answer, encode_prompt
+from minialign.hf.folders import check_device
 from minialign.hf.jsonfiles import parse_object
 from minialign.hf.rows import as_answer, as_key, read_rows
 from minialign.logps import batch_logps
+from minialign.model import Config
 from minialign.progress import bar
 from minialign.settings import setting
+from minialign.train import passes
 from minialign.verbs.flags import ALL_TURNS, CHAT, COLUMNS, DTYPES, reading
-from minialign.verbs.models import digest_of, open_model
+from minialign.verbs.models import digest_of, read_weights, shape_and_tokenizer
 
 DRAW = ("chat_template", "k", "system", "temperature", "top_k", "top_p", "max_new_tokens", "batch",
         "seed", "dtype")
@@ -36,7 +40,8 @@ class Flags:
 
     model: str = setting(
         ..., "model to draw from, the reference of dft: a folder, adapter, or OWNER/NAME on the "
-        "Hugging Face hub, or small: the small GPT of compare, of this --seed")
+        "Hugging Face hub, stories260K or llama2xs, which ship with this package, or small: the "
+        "small GPT of compare, of this --seed")
     data: str = setting(
         ..., "a data file whose prompts to answer, in any of the layouts of train, or with prompts "
         "alone")
@@ -68,9 +73,10 @@ def run(flags: Flags) -> None:
     """Draw --k answers to every prompt of --data, and append a line per prompt to --out."""
     rows, out = unique_prompts(flags), Path(flags.out)
     can_write(file=out)
-    model, tokenizer = open_model(
-        flags.model, flags.dtype, flags.device, flags.seed, flags.chat_template)
-    encoded = encode_all(model, tokenizer, rows, flags.system)
+    config, tokenizer = shape_and_tokenizer(flags.model, flags.chat_template)
+    encoded = encode_all(config, tokenizer, rows, flags.system)
+    check_memory(config, encoded, flags)
+    model = read_weights(flags.model, config, flags.dtype, flags.device, flags.seed)
     prompts = [prompt for _, prompt in rows]
 
     # The draws of a batch depend on all of it, so a pool is continued after its last whole batch.
@@ -96,6 +102,18 @@ def run(flags: Flags) -> None:
             file.flush()
             shown.update(len(prompts[here]))
     print(f"{len(prompts)} prompts with {flags.k} answers each: {out}")
+
+
+def check_memory(config: Config, encoded: list[list[int]], flags: Flags) -> None:
+    """ValueError, before a weight is read, if drawing takes more memory than there is."""
+    longest = max([1, *map(len, encoded)])
+    new = min(flags.max_new_tokens, config.max_len - 1)
+    device = check_device(flags.device)
+    parts = sampling_sheet(
+        config, flags.dtype, device, min(flags.batch, len(encoded)), longest, flags.k, new,
+        flags.top_k)
+    advice = "a smaller --batch, --k or --max-new-tokens, --dtype bfloat16"
+    check_fits(parts, device, advice, "drawing answers")
 
 
 def pool_rows(model, tokenizer, prompts: list, drawn: list[Pool], system: str | None) -> list[dict]:
@@ -138,8 +156,10 @@ def score_pool(model, tokenizer, prompts: list, pools: list[Pool]) -> list[list[
         for text, finished in pool:
             ids.append(encode_answer(tokenizer, prompt, as_answer(prompt, text), finished))
         examples.append(Example(i, encode_prompt(tokenizer, prompt), ids))
-    batch = collate(examples).to(model.head.device)
-    sums = batch_logps(model, batch).sum(-1).cpu().double().T           # (prompts, k)
+    sums = torch.zeros(len(pools), max(map(len, pools)), dtype=torch.float64)       # (prompts, k)
+    for part in passes(examples, len(examples), READ_TOKENS):
+        summed = batch_logps(model, collate(part).to(model.head.device)).sum(-1)    # (k, part)
+        sums[[e.index for e in part], : len(summed)] = summed.cpu().double().T
     if not sums.isfinite().all():
         raise FloatingPointError("the model's log-probs are not finite; its weights are damaged or "
                                  "overflow in this dtype")
@@ -170,7 +190,7 @@ def unique_prompts(flags: Flags) -> list[tuple[str, object]]:
     return list(prompts.values())
 
 
-def encode_all(model, tokenizer, prompts: list, system: str | None) -> list[list[int]]:
+def encode_all(config: Config, tokenizer, prompts: list, system: str | None) -> list[list[int]]:
     """What the model will read for each of `unique_prompts`.
 
     ValueError names the first line that it cannot answer.
@@ -179,7 +199,7 @@ def encode_all(model, tokenizer, prompts: list, system: str | None) -> list[list
     for where, prompt in prompts:
         try:
             ids = encode_prompt(tokenizer, with_system(prompt, system))
-            room(model, [ids], 1)
+            room(config, [ids], 1)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         encoded.append(ids)

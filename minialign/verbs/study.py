@@ -20,6 +20,11 @@ class Flags:
         0, "the first of them; other seeds are a fresh draw of everything", least=0, most=10**9)
     methods: str | None = setting(
         None, "study methods only: which ones, separated by commas, or all")
+    judge: str | None = setting(
+        None, "study writer only: the model that judges texts, instead of the teacher; any that "
+        "train takes")
+    tune: bool = setting(
+        False, "study writer only: try learning rates on openings kept for that, and name the best")
     json: str | None = setting(
         None, "write every number, one value per seed, to this file (- for standard output)")
     out: str = setting("out", "folder for pictures and cached base models")
@@ -36,4 +41,7 @@ def run(flags: Flags) -> None:
         from minialign.verbs.compare import chosen_methods  # needs torch, and -h does not
 
         methods = chosen_methods(flags.methods)
-    studies.run(names, flags.seeds, flags.first_seed, methods, flags.json, flags.out)
+    if flags.name != "writer" and (flags.judge is not None or flags.tune):
+        raise ValueError("--judge and --tune mean something to the study writer only")
+    studies.run(names, flags.seeds, flags.first_seed, methods, flags.json, flags.out, flags.judge,
+                flags.tune)

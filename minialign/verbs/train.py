@@ -65,7 +65,8 @@ class RunFlags:
 
     model: str = setting(
         ..., "a Hugging Face model folder (config.json, *.safetensors, tokenizer.json), an "
-        "adapter, or OWNER/NAME on the hub; or small: the small GPT of compare, of this --seed")
+        "adapter, or OWNER/NAME on the hub; stories260K or llama2xs, which ship with this package; "
+        "or small: the small GPT of compare, of this --seed")
     method: str = setting(..., "how to weigh the answers", choices=METHODS)
     data: str = setting(
         ..., "examples as .jsonl, .jsonl.gz, .json, .parquet or a folder of datasets: prompt + "
@@ -183,7 +184,7 @@ Flags = make_dataclass(
 def recipe_of(flags: Flags) -> Recipe:
     """The Recipe that the flags describe. ValueError, in the flags' words, if they contradict."""
     one_pass = flags.inside_backward
-    if one_pass and (flags.batch > flags.micro_batch or flags.pass_tokens or flags.clip):
+    if one_pass and (flags.batch > (flags.micro_batch or 8) or flags.pass_tokens or flags.clip):
         raise ValueError(
             "--inside-backward updates in one pass, before the whole gradient is known: give "
             f"--micro-batch as large as --batch ({flags.batch}), and neither --pass-tokens nor "

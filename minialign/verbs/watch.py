@@ -105,7 +105,7 @@ def held_out_of(flags, tokenizer, max_len: int) -> HeldOut | None:
         raise ValueError(f"no row of {flags.eval_data} has a wanted answer to take marks from; "
                          "give another --eval-data")
     best = Path(flags.out) / "best.safetensors" if flags.keep_best else None
-    return HeldOut(examples, flags.eval_every or EVAL_EVERY, flags.micro_batch, best)
+    return HeldOut(examples, flags.eval_every or EVAL_EVERY, flags.micro_batch or 8, best)
 
 
 def opened(path: Path):

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minialign import METHODS
 from minialign.__main__ import main
-from minialign.bench import counts, peers, worker
+from minialign.bench import compare, counts, peers, worker
+from minialign.bench.sheet import allocated
 from minialign.data import Example, collate
 from minialign.hf.folders import save_model
 from minialign.hf.shapes import PRESETS
@@ -47,6 +48,35 @@ def test_a_shared_prompt_is_counted_once():
     squares = 3 * 2 * 4 * 40**2 * TINY.n_layer * TINY.d_model
     # answers of one token add no token to read, only attention and the head
     assert five - one == head + squares
+
+
+def test_an_update_moves_every_byte_once():
+    """14 bytes a parameter if all is bfloat16, as --lean trains; 22 with moments in float32."""
+    matrices = sum(p.numel() for p in Transformer(TINY).parameters() if p.dim() == 2)
+    assert counts.optimizer_bytes(TINY, 2, 2) == 14 * matrices
+    assert counts.optimizer_bytes(TINY, 2, 4) == 22 * matrices
+
+
+def test_the_share_of_the_peak_is_shown_where_the_peak_is_known():
+    assert counts.peak_rate("NVIDIA H200", "bfloat16") == 989e12
+    assert counts.peak_rate("NVIDIA H200", "float32") is None
+    assert counts.peak_rate("some other card", "bfloat16") is None
+    side = compare.Side("ours", [], {})
+    side.turns = [{"seconds": 0.5, "floor": 0.4, "rate": 700e12}]
+    side.facts = {"peak": 1, "flops": 200e12, "peak_rate": 989e12}
+    assert compare.cells(side, side)["MFU"] == "0.40 (0.40–0.40)"
+    side.facts["peak_rate"] = None
+    assert compare.cells(side, side)["MFU"] == ""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_to_measure_is_made_in_its_dtype(folder, dtype):
+    made = []
+    size = Transformer(worker.config_of(spec(folder))).state_dict().values()
+    held = allocated(lambda: made.append(worker.model_of(spec(folder, dtype=dtype))))
+    wide = sum(x.numel() for x in size) * getattr(torch, dtype).itemsize
+    assert {p.dtype for p in made[0].parameters()} == {getattr(torch, dtype)}
+    assert torch.get_default_dtype() == torch.float32 and held < 1.1 * wide
 
 
 def test_the_floor_of_a_token_reads_every_matrix_once():

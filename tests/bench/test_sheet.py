@@ -2,18 +2,28 @@
 
 import math
 import os
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 
-from minialign import METHODS
-from minialign.bench.sheet import Adapters, Load, allocated, available, check_fits, load_of, sheet
+from minialign import METHODS, train
+from minialign.bench.sheet import (
+    Adapters,
+    Load,
+    allocated,
+    available,
+    check_fits,
+    load_of,
+    sampling_sheet,
+    sheet,
+)
 from minialign.data import Example
 from minialign.hf import lora
 from minialign.hf.shapes import PRESETS
 from minialign.model import Config, Transformer
-from minialign.train import Recipe, gradient
+from minialign.train import Recipe, gradient, head_pass
 
 LLAMA = Config(vocab_size=8000, n_layer=3, n_head=8, n_kv_head=4, d_model=128, d_mlp=352)
 GPT2 = replace(LLAMA, n_kv_head=8, norm="layer", pos="learned", mlp="gelu", bias=True, tie=True)
@@ -60,6 +70,7 @@ def test_the_load_counts_every_prompt_once_and_follows_the_cut_into_passes():
     assert load_of(examples, Recipe(micro_batch=4)) == Load(4 * 70, 4 * 3 * 50, 4 * 33, 33)
     three = Recipe(micro_batch=4, pass_tokens=210)
     assert load_of(examples, three) == Load(210, 3 * 3 * 50, 3 * 33, 33)
+    assert load_of(examples, Recipe(batch=8, pass_tokens=560)).tokens == 560
     too_few = Recipe(pass_tokens=60)                # an example that is longer goes alone
     assert load_of(examples, too_few) == Load(70, 3 * 50, 33, 33)
 
@@ -95,6 +106,40 @@ def test_what_does_not_fit_is_refused_with_the_sheet_and_a_way_out():
     with pytest.raises(ValueError, match=words):
         check_fits(parts, "cpu", "--lora-rank 16")
     check_fits(sheet(LLAMA, Load(9, 9, 9, 9), Recipe()), "cpu", "")
+
+
+@pytest.mark.parametrize("prompts, longest, k, new, top_k", [
+    (8, 100, 4, 30, None), (8, 100, 4, 30, 50), (2, 700, 2, 4, 50), (40, 900, 1, 2, 50)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_drawing_allocates_what_its_sheet_says(config, dtype, prompts, longest, k, new, top_k):
+    model = Transformer(config).to(getattr(torch, dtype))
+    tokens = torch.zeros(prompts, longest, dtype=torch.long)
+    parts = sampling_sheet(config, dtype, "cpu", prompts, longest, k, new, top_k)
+    assert parts["weights"] == sum(p.nbytes for p in model.parameters())
+    measured = allocated(lambda: model.generate(tokens, new, 1.0, top_k, repeat=k))
+    assert parts["cache"] + parts["work"] == pytest.approx(measured, rel=0.2)
+
+
+def test_a_gpu_is_not_filled_to_the_brim(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (75 * 2**30, 80 * 2**30))
+    assert 0.05 * 80 < 75 - available("cuda") / 2**30 < 0.08 * 80
+
+
+def test_the_gradient_of_the_head_is_gone_when_the_network_goes_backward(monkeypatch):
+    """In bfloat16 a wide copy of it was summed: 2 GiB for an 8 B model."""
+    model = Transformer(LLAMA).bfloat16()
+    sums, alive = [], []
+
+    def watched(*args, **kwargs):
+        results = head_pass(*args, **kwargs)
+        sums.append(weakref.ref(results[-1]))
+        return results
+
+    monkeypatch.setattr(train, "head_pass", watched)
+    model.model["norm"].weight.register_hook(lambda _: alive.append(sums[-1]()))
+    gradient(model, METHODS["sft"](), [Example(0, [1, 2], [[3, 4]])], 1)
+    assert alive == [None]
 
 
 def test_where_nothing_tells_how_much_memory_there_is_nothing_is_refused(monkeypatch):

@@ -2,10 +2,14 @@
 divides by.
 """
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
 from minialign.data import Batch, Example, collate
+from minialign.logps import batch_logps
 
 
 def test_what_stands_where():
@@ -68,3 +72,28 @@ def test_a_part_keeps_its_rows_and_what_a_single_method_needs():
 def test_a_batch_of_the_wrong_shape_is_refused():
     with pytest.raises(ValueError, match="bool tensor"):
         Batch(torch.ones(2, 3))
+
+
+def test_a_short_text_is_filled_up_with_its_own_tokens_and_nobody_sees_them(any_model, examples):
+    """No place of the row is read oftener than a text's other places; log-probs and gradients are
+    those of texts that are filled up with anything else.
+    """
+    batch = collate(examples)
+    rows = batch.rows
+    lengths = [len(e.prompt) + len(answer) - 1 for e in examples for answer in e.answers]
+    for text, n in zip(rows.texts, lengths, strict=True):
+        assert len(text[:n].unique()) == n and set(text.tolist()) == set(text[:n].tolist())
+        often = torch.bincount(text)[text]
+        assert often.max() - often.min() <= 1
+    results = []
+    for fill in None, 0, 5:
+        texts = rows.texts.clone()
+        if fill is not None:
+            for text, n in zip(texts, lengths, strict=True):
+                text[n:] = fill
+        model = copy.deepcopy(any_model)
+        logps = batch_logps(model, replace(batch, rows=replace(rows, texts=texts)))
+        (logps * torch.linspace(1, 2, logps.numel()).view(logps.shape)).sum().backward()
+        results.append((logps.detach(), {n: p.grad for n, p in model.named_parameters()}))
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[0], results[2])

@@ -6,8 +6,10 @@ import stat
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 
+from minialign.bench.sheet import allocated
 from minialign.files import can_write, replacing, write_json, write_tensors, write_text
 
 
@@ -75,6 +77,33 @@ def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path):
         can_write(tmp_path / "file" / "folder")
     with pytest.raises(ValueError, match="is a folder; name a file"):
         can_write(file=tmp_path / "made")
+
+
+def test_tensors_are_written_as_safetensors_writes_them(tmp_path):
+    """Byte for byte, whatever their dtype, shape and layout in memory."""
+    draw = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    dtypes = torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool
+    tensors = {f"ü.{dtype}": draw.to(dtype) for dtype in dtypes}
+    tensors |= {"number": torch.tensor(7), "empty": torch.zeros(0, 3), "view": draw.T[1:, 2:]}
+    write_tensors(tmp_path / "s", tensors, {"step": "3"})
+    loaded = load_file(tmp_path / "s")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], x) for name, x in tensors.items())
+    with safe_open(tmp_path / "s", "pt") as file:
+        assert file.metadata() == {"step": "3"}
+    whole = {name: x.contiguous() for name, x in tensors.items() if len(x.shape) == 2}
+    for some in {"w": draw}, whole:
+        write_tensors(tmp_path / "s", some, {"format": "pt"})
+        theirs, ours = save(some, {"format": "pt"}), (tmp_path / "s").read_bytes()
+        assert len(theirs) == len(ours)
+    write_tensors(tmp_path / "s", {"w": draw, "u": draw + 1}, {"format": "pt"})
+    assert (tmp_path / "s").read_bytes() == save({"w": draw, "u": draw + 1}, {"format": "pt"})
+
+
+def test_writing_holds_one_tensor_at_a_time(tmp_path):
+    """Those that must be copied first, as everything on a GPU, or here what lies in another way."""
+    tensors = {f"w{i}": torch.zeros(500, 200).T for i in range(8)}
+    assert allocated(lambda: write_tensors(tmp_path / "s", tensors)) <= 1.1 * 4 * 500 * 200
 
 
 def test_files_are_flushed_through_a_handle_that_may_write(tmp_path, monkeypatch):

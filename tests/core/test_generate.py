@@ -3,7 +3,9 @@
 import pytest
 import torch
 from conftest import tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from minialign import generate
 from minialign.generate import answers, choose, room
 
 PROMPTS = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 0, 0, 0, 0], [11, 12, 13, 14, 15, 0, 0]])
@@ -44,7 +46,7 @@ def test_top_k_and_top_p_draw_only_among_the_likeliest():
     g = torch.Generator().manual_seed(0)
 
     def shares(temperature=1.0, top_k=None, top_p=None):
-        drawn = choose(logits, temperature, top_k, top_p, g)
+        drawn, _ = choose(logits, temperature, top_k, top_p, g)
         return torch.bincount(drawn, minlength=4) / 4000
 
     def check(drawn, expected):
@@ -58,15 +60,21 @@ def test_top_k_and_top_p_draw_only_among_the_likeliest():
     check(shares(temperature=0.5), [x / 0.365 for x in (0.25, 0.09, 0.0225, 0.0025)])
     assert (shares(top_k=2)[2:] == 0).all(), "not rarely: never"
     assert (shares(top_p=0.6)[2:] == 0).all(), "not rarely: never"
-    assert (choose(logits, 0, None, None, None) == 0).all()
+    assert (choose(logits, 0, None, None, None)[0] == 0).all()
 
 
 @pytest.mark.parametrize("top_k", [None, 2])
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_logits_that_are_no_numbers_are_refused(temperature, top_k):
+def test_logits_that_are_no_numbers_are_refused(model, monkeypatch, temperature, top_k):
     for odd in torch.nan, torch.inf:
-        with pytest.raises(FloatingPointError, match="not finite"):
-            choose(torch.tensor([[0.0, 1.0, 2.0], [0.0, odd, 1.0]]), temperature, top_k, None, None)
+        logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, odd, 1.0]])
+        largest = choose(logits, temperature, top_k, None, None)[1]
+        assert largest.isfinite().tolist() == [True, False]
+        model.head.data[7] = odd
+        for every in 1, 4, 100:
+            monkeypatch.setattr(generate, "CPU_LOOKS_EVERY", every)
+            with pytest.raises(FloatingPointError, match="not finite"):
+                model.generate(PROMPTS, 6, temperature, top_k, lengths=LENGTHS)
 
 
 def test_rows_of_one_length_generate_as_rows_of_several_do(any_model):
@@ -83,6 +91,80 @@ def test_the_same_seed_draws_the_same_text(model):
         return model.generate(PROMPTS, 6, 1.0, lengths=LENGTHS, generator=generator)
 
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
+
+
+@pytest.mark.parametrize("few", [1, 14, 10**6])
+def test_a_prompt_that_is_read_once_draws_what_its_copies_draw(any_model, monkeypatch, few):
+    """In whatever parts the prompts are read, and ragged or not."""
+    monkeypatch.setattr(generate, "READ_TOKENS", few)
+
+    def draw(tokens, lengths, repeat):
+        generator = torch.Generator().manual_seed(3)
+        return any_model.generate(
+            tokens, 6, 1.0, lengths=lengths, generator=generator, repeat=repeat)
+
+    for prompts, lengths in (PROMPTS, LENGTHS), (PROMPTS, None):
+        copies = None if lengths is None else lengths.repeat_interleave(4)
+        monkeypatch.setattr(generate, "READ_TOKENS", 10**6)
+        expected = draw(PROMPTS.repeat_interleave(4, 0), copies, 1)
+        monkeypatch.setattr(generate, "READ_TOKENS", few)
+        assert torch.equal(draw(prompts, lengths, 4), expected)
+
+
+def test_reading_prompts_holds_one_row_for_each(model, monkeypatch):
+    read = []
+    inside = model.model["layers"][0].mlp.register_forward_pre_hook(
+        lambda _, inputs: read.append(inputs[0].shape[0]))
+    model.generate(PROMPTS, 3, lengths=LENGTHS, repeat=5)
+    inside.remove()
+    assert read == [3, 15, 15]
+
+
+def test_a_single_query_asks_for_no_copies_of_keys_and_values(any_model, monkeypatch):
+    """With a mask and grouped heads, torch would copy them on a GPU: 43 GB a token at 128 rows."""
+    attention, seen = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(q, k, v, mask=None, is_causal=False, enable_gqa=False):
+        seen.append((mask is not None, enable_gqa, is_causal, q.shape[1] == k.shape[1]))
+        return attention(q, k, v, mask, is_causal=is_causal, enable_gqa=enable_gqa)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    any_model.generate(PROMPTS, 3, lengths=LENGTHS)
+    layers = any_model.config.n_layer
+    assert len(seen) == 3 * layers
+    assert seen[layers:] == [(True, False, False, True)] * 2 * layers
+
+
+class Readings(TorchDispatchMode):
+    """Counts how often a number is read back from the device, which would have to wait for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        readers = "_local_scalar_dense", "is_nonzero", "equal", "nonzero"
+        self.count += func.overloadpacket.__name__ in readers
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("temperature, top_k, top_p", [(0, None, None), (0.7, 20, 0.9)])
+def test_looking_seldom_reads_little_and_changes_no_text(
+        any_model, monkeypatch, temperature, top_k, top_p):
+    """As a GPU does it: rows that have all stopped run on for a while, and nobody sees it."""
+    texts, readings = {}, {}
+    for every in 1, 16:
+        monkeypatch.setattr(generate, "CPU_LOOKS_EVERY", every)
+        for stop in (), tuple(range(0, 50, 3)):
+            draw = torch.Generator().manual_seed(0)
+            with Readings() as reading:
+                texts[every, stop] = any_model.generate(
+                    PROMPTS, 40, temperature, top_k, top_p, stop, LENGTHS, draw, repeat=2)
+            readings[every, stop] = reading.count
+    for stop in (), tuple(range(0, 50, 3)):
+        assert torch.equal(texts[1, stop], texts[16, stop])
+    at_the_door = 4                                                     # of lengths and shapes
+    assert readings[16, ()] <= at_the_door + 2 * 3 < 2 * 40 <= readings[1, ()]
 
 
 def test_learned_positions_end_where_they_end():
@@ -138,7 +220,7 @@ def test_answers_are_texts_up_to_the_stop_and_keep_the_space_before_their_first_
 
 def test_room_is_what_the_context_leaves_behind_the_longest_prompt(model):
     assert model.config.max_len == 64
-    assert room(model, [[1] * 10, [1] * 60], 100) == 4
-    assert room(model, [[1] * 10], 7) == 7
+    assert room(model.config, [[1] * 10, [1] * 60], 100) == 4
+    assert room(model.config, [[1] * 10], 7) == 7
     with pytest.raises(ValueError, match="a prompt of 64 tokens fills the model's context of 64"):
-        room(model, [[1] * 64], 1)
+        room(model.config, [[1] * 64], 1)

@@ -226,6 +226,12 @@ def test_records_are_json(model):
     assert named <= set(json.loads(json.dumps(record)))
 
 
+def test_the_micro_batch_is_eight_unless_tokens_count():
+    assert Recipe().micro_batch == 8
+    assert Recipe(batch=64, pass_tokens=16_384).micro_batch == 64
+    assert Recipe(pass_tokens=16_384, micro_batch=4).micro_batch == 4
+
+
 @pytest.mark.parametrize("name", ["sft", "asft"])
 def test_a_record_says_how_likely_the_answers_were_before_the_update(model, name):
     examples = pairs(5)

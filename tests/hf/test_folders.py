@@ -2,6 +2,7 @@
 there, and damage is told.
 """
 
+import errno
 import json
 import os
 import random
@@ -12,11 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SHAPES, tiny_model
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from minialign.hf.families import config_from_hf, config_to_hf
-from minialign.hf.folders import SAVING, load_model, save_model
+from minialign.hf.folders import SAVING, check_device, load_model, save_model
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.model import Config
 
@@ -533,10 +533,10 @@ def test_a_full_disk_leaves_the_old_model(tmp_path, monkeypatch):
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
 
     def full(*args, **kwargs):
-        raise SafetensorError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(torch.Tensor, "numpy", full)
+    with pytest.raises(OSError, match="No space left on device: .*model.safetensors"):
         save_model(folder, tiny_model(), byte_tokenizer())
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
@@ -572,3 +572,14 @@ def test_real_checkpoints_match_their_references_and_survive_saving(shared_data,
     again, again_tokenizer = load_model(tmp_path)
     assert_same(again.state_dict(), model.state_dict())
     assert again_tokenizer.files == tokenizer.files
+
+
+@pytest.mark.parametrize("device, chosen", [("cpu", []), ("cuda", [False]), ("cuda:1", [False])])
+def test_flash_attention_is_chosen_where_cuda_begins(monkeypatch, device, chosen):
+    """cuDNN would plan for every new shape. Where there is no GPU, a CPU stands for it."""
+    zeros, calls = torch.zeros, []
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: zeros(*shape))
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", calls.append)
+    check_device(device)
+    assert calls == chosen

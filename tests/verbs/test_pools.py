@@ -1,5 +1,6 @@
 """Pools of `sample`: what is in them, and what happens when drawing is interrupted."""
 
+import math
 import signal
 from pathlib import Path
 
@@ -145,22 +146,18 @@ def test_a_pool_with_the_log_probs_of_another_model_is_refused(folder, pairs, tm
 
 
 def test_a_machine_too_small_says_what_needs_less(folder, pairs, tmp_path, capsys, monkeypatch):
-    assert (
-        main(
-            [
-                "sample",
-                "--model",
-                folder,
-                "--data",
-                pairs,
-                "--out",
-                str(tmp_path / "pool.jsonl"),
-                "--k",
-                str(10**12),
-            ]
-        )
-        == 1
-    )
+    """Before a weight is read; and where the count was too low, when the memory is not there."""
+    out = tmp_path / "pool.jsonl"
+    words = ["sample", "--model", folder, "--data", pairs, "--out", str(out), "--k", str(10**12)]
+    monkeypatch.setattr("minialign.verbs.sample.read_weights", None)
+    assert main(words) == 2
+    errors = capsys.readouterr().err
+    assert "drawing answers needs" in errors and "a smaller --batch, --k" in errors
+    assert not out.exists()
+    monkeypatch.undo()
+
+    monkeypatch.setattr("minialign.bench.sheet.available", lambda device: math.inf)
+    assert main(words) == 1
     errors = capsys.readouterr().err
     assert "out of memory" in errors and "--batch" in errors and "Traceback" not in errors
 

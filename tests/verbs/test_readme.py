@@ -32,14 +32,16 @@ def code(text: str, language: str) -> str:
 
 
 def test_the_script_of_the_readme_trains_a_model(folder, tmp_path, monkeypatch, capsys):
-    script = code(section(VERBS / "README.md", "The same in Python"), "python")
-    assert script.count("\n") <= 11 and "MODEL" in script
+    script = code(section(ROOT / "README.md", "Use it on a model and data of your own"), "python")
+    assert script.count("\n") <= 11 and '"stories260K"' in script and '"runs/mine"' in script
+    script = script.replace("Recipe(", "Recipe(batch=4, ")
     write(tmp_path / "pairs.jsonl", ROWS)
     monkeypatch.chdir(tmp_path)
-    exec(compile(script.replace("MODEL", folder), "README.md", "exec"), {})
+    script = script.replace("stories260K", folder).replace("stories-dialogue", "pairs.jsonl")
+    exec(compile(script, "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == [str(step) for step in range(1, 7)]
-    before, after = load_model(folder)[0], load_model(tmp_path / "trained")[0]
+    before, after = load_model(folder)[0], load_model(tmp_path / "runs/mine")[0]
     assert not before.head.equal(after.head)
 
 

@@ -229,7 +229,7 @@ def test_a_run_goes_on_with_a_model_that_was_moved_but_not_with_another(
         next(iter(model.parameters())).add_(1e-3)
     save_model(moved, model, tokenizer)
     assert main(["train", "--model", str(moved), *words, "--resume"]) == 2
-    assert "the file given as --model has changed" in capsys.readouterr().err
+    assert "the model given as --model has changed" in capsys.readouterr().err
 
 
 def test_the_digest_of_a_model_changes_with_its_files(folder, tmp_path):

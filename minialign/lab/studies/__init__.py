@@ -76,6 +76,10 @@ STUDIES = {
     "first_pass": Claim(
         "asking the policy for its guesses costs next to nothing",
         "IFT, §4 and §5", "cost:first_pass"),
+    "writer": Claim(
+        "a policy that learns from a better writer does better with its own answers as negatives, "
+        "or its own guesses, than by imitation alone",
+        "DFT and IFT, abstracts; real models, ours", "writer:writer", seeds=3),
 }
 
 
@@ -96,12 +100,14 @@ def chosen(name: str) -> list[str]:
 
 def run(
     names: list[str], seeds: int | None, first_seed: int, methods: list[str] | None,
-    json: str | None, out: str,
+    json: str | None, out: str, judge: str | None = None, tune: bool = False,
 ) -> None:
     """`minialign study`: measure, write the numbers into their file, print, and only then draw.
 
     seeds     how many; None: as many as the claim says
     methods   which ones race in the study "methods"; None: its own
+    judge     a model folder that judges in the study "writer"; None: its own
+    tune      choose the learning rates of the study "writer" instead
     """
     from minialign.lab.studies.lab import Lab  # here torch is needed
 
@@ -110,7 +116,7 @@ def run(
     for name in names:
         study = STUDIES[name]
         some = list(range(first_seed, first_seed + (seeds or study.seeds)))
-        lab = Lab(some, Path(out), known, methods)
+        lab = Lab(some, Path(out), known, methods, judge, tune)
         module, function = study.home.split(":")
         measure = getattr(import_module(f"minialign.lab.studies.{module}"), function)
         findings = measure(lab)

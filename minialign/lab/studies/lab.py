@@ -68,6 +68,8 @@ class Lab:
     out: Path
     known: dict = field(default_factory=dict)       # {(repr of a Run, seed): marks}
     methods: list[str] | None = None                # --methods, if given
+    judge: str | None = None                        # --judge, if given
+    tune: bool = False                              # --tune
     began: float = field(default_factory=time.perf_counter)
 
     def run(self, runs: dict[str, Run], seeds: list[int] | None = None) -> dict[str, dict]:
@@ -192,9 +194,10 @@ class Findings:
     sentence: str
     draw: Callable[..., Path]               # takes folder= and name=
     marks: dict[str, tuple[str, int]] = field(default_factory=lambda: MARKS)    # table columns
+    examples: str = ""                      # something to read, printed below the table
 
     def numbers(self) -> dict[str, dict[str, list[float]]]:
-        """The data without curves."""
+        """The data without curves and texts."""
         kept = {}
         for setting, marks in self.data.items():
             kept[setting] = {m: xs for m, xs in marks.items() if not isinstance(xs[0], list)}
@@ -205,7 +208,7 @@ class Findings:
         seconds = time.perf_counter() - lab.began
         return "\n".join([
             f"\n{name} — “{study.claim}” ({study.source})\n",
-            table(["", *(title for title, _ in self.marks.values())], rows),
+            table(["", *(title for title, _ in self.marks.values())], rows) + self.examples,
             f"\nVerdict: {self.verdict}.\n{self.sentence}",
             f"{len(lab.seeds)} seeds ({lab.seeds[0]}–{lab.seeds[-1]}), "
             f"mean ± half the 95 % interval (Student's t), {seconds:.0f} s; "

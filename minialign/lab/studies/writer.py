@@ -1,0 +1,375 @@
+"""Learn from a better writer: real models, real text, and no label that anyone invented.
+
+The policy is llama2xs, a half-trained teller of stories. The wanted answers are continuations by
+stories260K, a better one, at temperature 0.7; the negatives are the policy's own, at 1. Both models
+ship with the package (hf/shipped). Afterwards the policy writes by itself at temperature 1, on
+openings that nobody trained on, and a judge, the teacher or another language model, says how many
+bits each character of it costs.
+"""
+
+import itertools
+import math
+import random
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+
+import torch
+
+from minialign.data import Example, collate
+from minialign.evaluate import answer_logps
+from minialign.evaluate import marks as marks_of
+from minialign.generate import answers
+from minialign.hf.encoding import encode_rows
+from minialign.hf.folders import load_model
+from minialign.hf.rowfiles import read_file
+from minialign.hf.rows import Row
+from minialign.lab import plot
+from minialign.lab.plot import COLOR
+from minialign.lab.race import CONTROL, Difference, columns
+from minialign.lab.studies.lab import SMALL, Findings, Lab, less, verdict
+from minialign.lab.studies.processes import in_processes
+from minialign.logps import batch_logps
+from minialign.methods import build_method
+from minialign.train import Recipe, fit
+
+POLICY, TEACHER = "llama2xs", "stories260K"
+WANTED = 0.7                    # temperature of the wanted answers
+WILD = 1.7                      # temperature at which the policy makes no sense
+AT_A_TIME = 128                 # texts that are written or scored together
+SHOWN = 3                       # openings whose continuations are printed
+
+# What a rate is chosen from. The rates in ROWS are the choice, made once on the development
+# openings by `python -m minialign study writer --tune`; README.md tells what was tried then.
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the policy is trained: a method's name, its rate, and what differs from the common run.
+
+    after   the row whose training comes first; the negatives are then drawn from its result
+    """
+
+    method: str
+    lr: float
+    hyper: dict = field(default_factory=dict)
+    longer: int = 1             # times as many updates
+    after: str | None = None
+
+
+ROWS = {
+    "sft": Training("sft", 4e-3),
+    "sft sum": Training("sft", 4e-3, {"reduction": "seq_sum"}),
+    CONTROL: Training("sft", 4e-3, longer=3),
+    "asft": Training("asft", 2e-3),
+    "dft": Training("dft", 1e-3),
+    "dft2": Training("dft2", 2e-3),
+    "ift": Training("ift", 1e-3),
+    "ift γ 0": Training("ift", 1e-3, {"gamma": 0.0}),
+    "simpo_sft": Training("simpo_sft", 1e-3),
+    "sft → dpo": Training("dpo", 2.5e-4, after="sft"),
+}
+PLAIN = {"base": POLICY, "teacher": TEACHER}            # rows that are not trained
+IMITATION = ("sft", "sft sum", CONTROL)                 # what the others have to beat
+COLORS = {"sft sum": "#6d6d6d", "ift γ 0": COLOR["ift_eq21"], "sft → dpo": COLOR["dpo"],
+          "teacher": "#222222"}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything: a seed takes a few minutes on two cores."""
+
+    train: int = 320            # openings to train on
+    development: int = 64       # openings on which rates are chosen
+    test: int = 128             # openings on which the study measures
+    new: int = 60               # tokens of a continuation
+    bad: int = 12               # tokens of a bad prefix
+    samples: int = 2            # continuations of every opening that are judged
+    batch: int = 32
+    epochs: int = 3
+    negatives: int = 2          # per prompt and epoch
+
+
+SIZE = Size()
+
+
+# ------------------------------------------------------------------------------ openings and texts
+
+def openings(size: Size, seed: int, development: bool) -> tuple[list[str], list[str]]:
+    """The openings of a seed, to train on and to measure on.
+
+    The development openings are the same for all seeds, and the study never measures on them. The
+    others are dealt anew by each seed.
+    """
+    rows = read_file("stories-dialogue") + read_file("stories-dialogue-test")
+    unique = list(dict.fromkeys(row["prompt"] for _, row in rows))
+    random.Random(0).shuffle(unique)
+    kept, others = unique[: size.development], unique[size.development :]
+    random.Random(seed).shuffle(others)
+    held_out = others[size.train : size.train + size.test]
+    return others[: size.train], kept if development else held_out
+
+
+@lru_cache
+def opened(name: str):
+    """A model that is only read, and its tokenizer; each process keeps it."""
+    return load_model(name)
+
+
+def write(model, tokenizer, prompts: list[str], k: int, new: int, seed: int,
+          temperature: float = 1.0) -> list[list[tuple[str, bool]]]:
+    """k continuations of every prompt, up to `new` tokens, each as (text, finished)."""
+    draw = torch.Generator().manual_seed(seed)
+    encoded = [ids for ids, _ in encode_rows(tokenizer, [Row("", p, []) for p in prompts])]
+    pools = []
+    per_batch = max(1, AT_A_TIME // k)
+    for begin in range(0, len(prompts), per_batch):
+        part = encoded[begin : begin + per_batch]
+        pools += answers(model, tokenizer, part, k, new, temperature, generator=draw)
+    return pools
+
+
+def as_examples(tokenizer, prompts: list[str], pools: list[list[tuple[str, bool]]]):
+    """Prompts with their continuations, in order, as examples; unfinished ones have no end."""
+    rows = []
+    for prompt, pool in zip(prompts, pools, strict=True):
+        texts = [text for text, _ in pool]
+        # A continuation without any text consists of its end alone.
+        finished = [done or not text for text, done in pool]
+        rows.append(Row("", prompt, texts, finished=finished))
+    encoded = encode_rows(tokenizer, rows)
+    return [Example(i, prompt, texts) for i, (prompt, texts) in enumerate(encoded)]
+
+
+# ------------------------------------------------------------------------------------------ a seed
+
+@dataclass
+class Lesson:
+    """What all rows of a seed share. The test can be asked of any model."""
+
+    seed: int
+    prompts: list[str]              # to train on
+    examples: list[Example]         # a continuation by the teacher, then the policy's own
+    held_out: list[str]             # to measure on
+    bad: list[str]                  # the same with a bad beginning of a continuation behind them
+    wanted: list[Example]           # the teacher's continuations of the held-out openings
+
+
+def lesson(seed: int, size: Size, development: bool) -> Lesson:
+    """Openings, the teacher's continuations of them and the policy's own."""
+    torch.set_num_threads(1)
+    (policy, tokenizer), (teacher, _) = opened(POLICY), opened(TEACHER)
+    prompts, held_out = openings(size, seed, development)
+    theirs = write(teacher, tokenizer, prompts, 1, size.new, seed, WANTED)
+    own = write(policy, tokenizer, prompts, size.negatives * size.epochs, size.new, seed + 1)
+    pools = [first + others for first, others in zip(theirs, own, strict=True)]
+    wanted = write(teacher, tokenizer, held_out, 1, size.new, seed + 2, WANTED)
+
+    # A bad beginning: a few wild tokens of the policy, less the last word, which may be cut off.
+    wild = write(policy, tokenizer, held_out, 1, size.bad, seed + 3, WILD)
+    bad = [prompt + pool[0][0].rpartition(" ")[0]
+           for prompt, pool in zip(held_out, wild, strict=True)]
+    return Lesson(seed, prompts, as_examples(tokenizer, prompts, pools), held_out, bad,
+                  as_examples(tokenizer, held_out, wanted))
+
+
+def taught(row: Training, of: Lesson, size: Size):
+    """The policy after the training of a row, and the training before it if there is one."""
+    examples = [replace(example) for example in of.examples]
+    if row.after is None:
+        model, tokenizer = load_model(POLICY)
+    else:
+        model, tokenizer = taught(ROWS[row.after], of, size)
+        k = size.negatives * size.epochs
+        pools = write(model, tokenizer, of.prompts, k, size.new, of.seed + 4)
+        for example, own in zip(examples, as_examples(tokenizer, of.prompts, pools), strict=True):
+            example.answers = example.answers[:1] + own.answers
+    recipe = Recipe(epochs=size.epochs * row.longer, batch=size.batch, micro_batch=size.batch,
+                    lr=row.lr, negatives=size.negatives, seed=of.seed)
+    method = build_method(row.method, row.hyper, len(examples))
+    method.prepare_data(model, examples, progress=False)
+    for _ in fit(model, method, examples, recipe):
+        pass
+    return model, tokenizer
+
+
+# ------------------------------------------------------------------------------------ what is asked
+
+@torch.no_grad()
+def bits(judge, prompts: list[str], texts: list[str]) -> list[float]:
+    """Bits per character of the texts behind their prompts under a judge: (model, tokenizer).
+
+    →   four numbers: of all the text, and of the first, second and last third of its tokens
+    """
+    model, tokenizer = judge
+    rows = [Row("", prompt, [text], finished=[False])
+            for prompt, text in zip(prompts, texts, strict=True) if text]
+    encoded = [(prompt, ids) for prompt, [ids] in encode_rows(tokenizer, rows) if ids]
+    nats, letters = [0.0] * 3, [0] * 3
+    for begin in range(0, len(encoded), AT_A_TIME):
+        part = encoded[begin : begin + AT_A_TIME]
+        batch = collate([Example(i, prompt, [ids]) for i, (prompt, ids) in enumerate(part)])
+        logps = batch_logps(model, batch)[0].double()                   # (b, T)
+        for (prompt, ids), row in zip(part, logps, strict=True):
+            cuts = [round(len(ids) * third / 3) for third in range(4)]
+            ends = [len(tokenizer.decode(prompt + ids[:cut])) for cut in cuts]
+            for third in range(3):
+                nats[third] -= float(row[cuts[third] : cuts[third + 1]].sum())
+                letters[third] += ends[third + 1] - ends[third]
+    totals = [sum(nats), *nats]
+    return [x / math.log(2) / max(1, n)
+            for x, n in zip(totals, [sum(letters), *letters], strict=True)]
+
+
+def distinct(texts: list[str], n: int = 3) -> float:
+    """The share of different ones among all runs of n words in the texts."""
+    runs = []
+    for text in texts:
+        words = text.split()
+        runs += zip(*(words[i:] for i in range(n)), strict=False)
+    return len(set(runs)) / max(1, len(runs))
+
+
+def measure(model, tokenizer, of: Lesson, judge: str, size: Size, temperature: float) -> dict:
+    """Everything that is asked of a model: it continues the held-out openings, and is judged."""
+    pools = write(model, tokenizer, of.held_out, size.samples, size.new, of.seed + 5, temperature)
+    prompts = [p for p, pool in zip(of.held_out, pools, strict=True) for _ in pool]
+    texts = [text for pool in pools for text, _ in pool]
+    behind = write(model, tokenizer, of.bad, 1, size.new, of.seed + 6, temperature)
+    recovery = [pool[0][0] for pool in behind]
+
+    judges = {"judge": judge}
+    if judge != TEACHER:
+        judges["teacher"] = TEACHER
+    found = {}
+    for name, folder in judges.items():
+        whole, *thirds = bits(opened(folder), prompts, texts)
+        found |= {name: whole, f"{name}_recovery": bits(opened(folder), of.bad, recovery)[0]}
+        found |= {f"{name}_third_{i}": x for i, x in enumerate(thirds, start=1)}
+        found[f"{name}_rise"] = thirds[2] - thirds[0]
+    held_out = marks_of(*answer_logps(model, of.wanted, AT_A_TIME, progress=False))
+    return found | {
+        "distinct_3": distinct(texts),
+        "perplexity": held_out["perplexity"],
+        "characters": sum(map(len, texts)) / len(texts),
+        "samples": [pools[i][0][0] for i in range(SHOWN)],
+    }
+
+
+def row_job(name: str, row: Training | None, of: Lesson, judge: str, size: Size) -> dict:
+    """Train a row, unless it is one of the two models as they are, and measure it."""
+    torch.set_num_threads(1)
+    if row is not None:
+        model, tokenizer = taught(row, of, size)
+    else:
+        model, tokenizer = opened(PLAIN[name])
+    # The teacher's own text is what was wanted, so it is drawn as that was.
+    temperature = WANTED if name == "teacher" else 1.0
+    return measure(model, tokenizer, of, judge, size, temperature)
+
+
+def run_rows(lab: Lab, rows: dict[str, Training], judge: str, development: bool = False):
+    """{row: {mark: [one value per seed]}} with the base model first and the teacher last.
+
+    Also the held-out openings of the first seed, whose continuations are shown.
+    """
+    opened(judge)               # a folder that is no model is found out before anything is trained
+    lessons = in_processes(lesson, [(seed, SIZE, development) for seed in lab.seeds], "texts")
+    rows = {"base": None, **rows, "teacher": None}
+    jobs = [(name, row, of, judge, SIZE) for of in lessons for name, row in rows.items()]
+    results = iter(in_processes(row_job, jobs, "fine-tuning"))
+    per_seed = [{name: next(results) for name in rows} for _ in lessons]
+    data = {name: columns([seed[name] for seed in per_seed]) for name in rows}
+    return data, lessons[0].held_out
+
+
+# ------------------------------------------------------------------------------------ what is found
+
+def judged(data: dict) -> str:
+    """The verdict. Its rule was written before the first run.
+
+    A row beats imitation if the judge clearly prefers its text to that of SFT and to that of SFT
+    with three times the updates, and its text is not clearly less diverse than SFT's. The claim
+    holds for the rows that do. It fails if every row is known to be no better than SMALL.
+    """
+    winners, hopeless = [], True
+    for name in data:
+        if name in PLAIN or name in IMITATION:
+            continue
+        against = [Difference(data[name], data[rival], "judge") for rival in ("sft", CONTROL)]
+        poorer = less(Difference(data[name], data["sft"], "distinct_3"))
+        if all(d.below() for d in against) and not poorer:
+            winners.append(name)
+        hopeless = hopeless and any(d.above(-SMALL) for d in against)
+    return verdict(bool(winners), hopeless, limit=f"for {', '.join(winners)}")
+
+
+def writer(lab: Lab) -> Findings:
+    """The study; with `lab.tune` the choice of the learning rates instead."""
+    if lab.tune:
+        return tune(lab)
+    data, prompts = run_rows(lab, ROWS, lab.judge or TEACHER)
+    rivals = [name for name in ROWS if name != "sft"]
+    told = ", ".join(f"{name} {Difference(data[name], data['sft'], 'judge')}" for name in rivals)
+    slope = Difference(data["ift"], data["sft"], "judge_rise")
+    recovery = Difference(data["ift"], data["sft"], "judge_recovery")
+    sentence = (
+        f"Bits per character under the judge ({lab.judge or TEACHER}), lower is better, against "
+        f"sft: {told}. From the first to the last third of a continuation they rise by {slope} "
+        f"more under ift than under sft; after a bad beginning ift is at {recovery} of sft."
+    )
+    panels = {}
+    for mark, title in (("judge", "bits per character of what it writes (← better)"),
+                        ("distinct_3", "different runs of three words (more diverse →)")):
+        panels[title] = {name: marks[mark] for name, marks in data.items()}
+    draw = partial(plot.bars, panels, "", "Who writes most like the better writer?", COLORS)
+    shown = {"judge": ("judge ↓", 3)}
+    if lab.judge:
+        shown["teacher"] = ("teacher ↓", 3)
+    shown |= {
+        "judge_third_1": ("1st third", 3), "judge_third_2": ("2nd", 3),
+        "judge_third_3": ("last", 3), "judge_recovery": ("bad prefix", 3),
+        "distinct_3": ("distinct-3", 3), "perplexity": ("perplexity", 2),
+        "characters": ("length", 0),
+    }
+    return Findings(data, judged(data), sentence, draw, shown, side_by_side(data, prompts))
+
+
+def side_by_side(data: dict, prompts: list[str]) -> str:
+    """What every row made of the first held-out openings, on the first seed, one line each."""
+    lines = []
+    for i, prompt in enumerate(prompts[:SHOWN]):
+        lines.append(f"\n{prompt} …")
+        for name, marks in data.items():
+            lines.append(f"  {name:10} {' '.join(marks['samples'][0][i].split())}")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------ the choice of the rates
+
+def tune(lab: Lab) -> Findings:
+    """Every row at every rate, on the development openings.
+
+    The best rate is the one whose text the teacher finds likeliest, among those that leave it as
+    diverse as the teacher's own text: a higher rate goes on to win likelihood by repetition.
+    """
+    tried = {}
+    for name, rate in itertools.product(ROWS, RATES):
+        if name != CONTROL:         # has SFT's
+            tried[f"{name} {rate:g}"] = replace(ROWS[name], lr=rate)
+    data, _ = run_rows(lab, tried, TEACHER, development=True)
+    floor = sum(data["teacher"]["distinct_3"])
+    best = {}
+    for name in ROWS:
+        options = [f"{name} {rate:g}" for rate in RATES if f"{name} {rate:g}" in data]
+        diverse = [key for key in options if sum(data[key]["distinct_3"]) >= floor]
+        if options:
+            best[name] = min(diverse or options[:1], key=lambda key: sum(data[key]["judge"]))
+    chosen = ", ".join(best.values())
+    shown = {"judge": ("teacher ↓", 3), "distinct_3": ("distinct-3", 3),
+             "perplexity": ("perplexity", 2)}
+    bars = {name: marks["judge"] for name, marks in data.items()}
+    draw = partial(plot.bars, {"": bars}, "bits per character under the teacher",
+                   "Learning rates, on development openings", COLORS)
+    return Findings(data, f"the rates are {chosen}",
+                    "They belong into ROWS of lab/studies/writer.py.", draw, shown)
