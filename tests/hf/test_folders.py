@@ -21,7 +21,7 @@ from minialign.hf.tokenizer import byte_tokenizer
 from minialign.model import Config
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-NAMES = sorted(folder.name for folder in FIXTURES.iterdir() if folder.is_dir())
+NAMES = sorted(file.parent.name for file in FIXTURES.glob("*/config.json"))
 
 
 def fixture(name: str, to: Path) -> Path:
