@@ -93,7 +93,10 @@ def test_an_interrupt_exits_with_130(tmp_path):
     one (press Ctrl-C again)."""
     command = [sys.executable, "-u", "-m", "toy", "--seeds", "4", "--steps", "1000"]
     command += ["--out", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # A shell lets what it starts in the background ignore Ctrl-C; the tests may run there.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     seen = b""
     while not re.search(rb" [1-9]\d*/", seen) and process.poll() is None:
         seen += process.stderr.read(1)
