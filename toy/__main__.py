@@ -1,12 +1,11 @@
 """`python -m toy`: the comparison on one lake, or the study of labels. Imports torch late."""
 
 import argparse
-import json
 import math
 import sys
 import time
 
-from minialign.files import can_write, write_text
+from minialign.files import can_write, write_json
 from minialign.verbs.flags import add_flags, exit_status
 from toy.flags import COMPARISON_ONLY, Flags
 
@@ -26,7 +25,7 @@ def run(flags: Flags) -> None:
     torch.set_num_threads(1)    # tensors this small are slower when threads share them
     found = labels.run(flags) if flags.study else compare.run(flags)
     if flags.json:
-        write_text(flags.json, json.dumps(plain(found)))
+        write_json(flags.json, plain(found))
         print(f"numbers: {flags.json}")
     print(f"{time.time() - began:.0f} s")
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 
 from minialign.bench import peers
-from minialign.files import write_text
+from minialign.files import write_json
 from minialign.progress import bar
 from minialign.stats import table
 
@@ -37,10 +37,8 @@ def run(flags) -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = {mode: MODES[mode](flags, folder) for mode in modes}
 
-    if flags.json == "-":
-        print(json.dumps(results))
-    elif flags.json:
-        write_text(flags.json, json.dumps(results) + "\n")
+    if flags.json:
+        write_json(flags.json, results)
 
 
 def check_peer(flags, modes: list[str]) -> None:

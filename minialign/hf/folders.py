@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minialign.files import UNFINISHED, locked, write_tensors, write_text
+from minialign.files import UNFINISHED, locked, write_json, write_tensors, write_text
 from minialign.hf.families import config_from_hf, config_to_hf, to_gpt2
 from minialign.hf.jsonfiles import read_json
 from minialign.hf.lora import load_adapters, merge
@@ -198,7 +198,7 @@ def save_model(
                 write_text(staging / "model.safetensors.index.json", json.dumps(index, indent=2))
             for name, tensors in shards.items():
                 write_tensors(staging / name, tensors, {"format": "pt"})
-            write_text(staging / "config.json", json.dumps(raw, indent=2) + "\n")
+            write_json(staging / "config.json", raw, indent=2)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise

@@ -6,7 +6,6 @@ tiny learning rates work without rounding tricks. Files are in PEFT's format. No
 adapter, no dropout, no adapters on GPT-2, whose q, k and v PEFT knows only as one layer.
 """
 
-import json
 import math
 import re
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from minialign.files import write_tensors, write_text
+from minialign.files import write_json, write_tensors
 from minialign.hf.jsonfiles import read_json
 from minialign.hf.weights import check_tensors
 from minialign.model import Transformer
@@ -142,7 +141,7 @@ def save_adapters(folder: str | Path, model: Transformer, base: str) -> None:
     }
     tensors = {PREFIX + name: parameter for name, parameter in adapter_parameters(model).items()}
     write_tensors(Path(folder) / "adapter_model.safetensors", tensors, {"format": "pt"})
-    write_text(Path(folder) / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+    write_json(Path(folder) / "adapter_config.json", config, indent=2)
 
 
 def load_adapters(folder: str | Path, model: Transformer) -> None:

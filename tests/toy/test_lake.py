@@ -13,15 +13,6 @@ from toy.rows import CONTROLS, choose, find_row, train_row
 from toy.world import prepare
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As the command line does: tensors this small are slower shared between threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def slippery():
     """Three seeds on the slippery 4×4 lake, and every row of the table after a few steps."""

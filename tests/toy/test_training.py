@@ -14,15 +14,6 @@ from toy.rows import CONTROLS, choose, find_row, train_row
 from toy.world import NEGATIVES, World, imitate, prepare
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As the command line does: tensors this small are slower shared between threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def mazes():
     """Three seeds on three mazes, and the middle one alone."""
