@@ -9,10 +9,10 @@
 # %%
 import random
 
-import check
 import matplotlib.pyplot as plt
 import torch
 
+from lessons import check
 from minialign.data import collate
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.lab import plot, tasks
@@ -22,6 +22,7 @@ from minialign.model import Transformer
 from minialign.train import Recipe, fit
 
 args = check.options()
+mine = check.mine(args)
 torch.manual_seed(0)
 
 # %% [markdown]
@@ -140,12 +141,7 @@ print(f"Your guess? Of the log-prob of “9.11”, {share:.0%} sits in one token
 # part of the mask?</details>
 
 # %%
-def your_score(z, tokens, is_answer):
-    """z (L, V) logits, tokens (L,) int, is_answer (L,) bool → the answer's log-prob, one number."""
-    return ...
-
-
-print(check.score(your_score))
+print(check.score(mine.score))
 
 # %% [markdown]
 # ## Try
@@ -157,12 +153,8 @@ print(check.score(your_score))
 
 # %%
 # region Solution: unfold when you have tried
-def our_score(z, tokens, is_answer):
+def score(z, tokens, is_answer):
     log_p = z[:-1].log_softmax(-1)                                      # position t speaks about token t + 1
     logps = log_p.gather(1, tokens[1:, None])[:, 0]
     return logps[is_answer[1:]].sum()                                   # the mask is shifted with the tokens
-
-
-if args.solution:
-    print(check.score(our_score))
 # endregion
