@@ -167,14 +167,14 @@ def hasty_model(seed: int):
     return model, tokenizer
 
 
-def talk(model, tokenizer, prompts: list[str], k: int = 3, longest: int = 24, seed: int = 0) -> None:
+def talk(model, tokenizer, prompts: list[str], k: int = 3, longest: int = 24, seed: int = 0):
     """Print k sampled answers to each prompt, as the model would give them (temperature 1).
 
     An answer that did not come to its end within `longest` tokens ends in “…”.
     """
     draw = torch.Generator(model.head.device).manual_seed(seed)
     ids = [tokenizer.encode(prompt) for prompt in prompts]
-    for prompt, pool in zip(prompts, answers(model, tokenizer, ids, k, longest, 1.0, None, None, draw),
-                            strict=True):
+    pools = answers(model, tokenizer, ids, k, longest, temperature=1.0, generator=draw)
+    for prompt, pool in zip(prompts, pools, strict=True):
         said = [text if finished else text + "…" for text, finished in pool]
         print(f"  {prompt}  " + "   ".join(f"“{text}”" for text in said))

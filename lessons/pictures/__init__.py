@@ -5,7 +5,7 @@ No lesson draws for itself, so that its cells show what it is about. The picture
 """
 
 
-def lines(axes, x: list[float], runs: list[list[float]], color: str, style: str = "-") -> list[float]:
+def lines(axes, x: list[float], runs: list[list[float]], color: str, style: str = "-"):
     """Draw every seed's curve faint and their mean bold; returns the mean."""
     for run in runs:
         axes.plot(x, run, style, color=color, linewidth=0.8, alpha=0.4)
