@@ -1,71 +1,170 @@
 # %% [markdown]
 # # 06 · Absolutely
-# **The question:** why did both lines fall under DPO, and does ASFT prevent it?
+# **The question:** why does the chosen answer fall under DPO, and what does ASFT do about it?
 #
-# Train DPO on pairs of a chosen and a rejected answer, plot both log-probs, and the chosen one may fall as well. ASFT (arXiv
-# 2409.10571; Anchored SFT is another method) says: because DPO trains a difference; train each likelihood absolutely. You derive
-# both losses' weights, find out what pulls the chosen answer down, and see where ASFT lets go. You need lessons 03 and 05. Half
-# an hour, one minute of it computing. Files: `minialign/methods/asft.py`, `minialign/methods/preference.py`.
+# Somebody has looked at pairs of answers and chosen one of each pair. Direct preference
+# optimization (DPO, arXiv 2305.18290) trains on such pairs: the chosen answer shall become likely
+# *compared with* the rejected one. Plot the two log-probs, and the one of the chosen answer may
+# fall. ASFT (arXiv 2409.10571; Anchored SFT is another method) trains each likelihood by itself
+# instead, absolutely. In this lesson you derive both losses and their weights, train with them, and
+# find out where the chosen answer falls and what holds it.
+#
+# You need lessons 03 and 05. Forty minutes, half a minute of computing. Keep
+# `minialign/methods/preference.py` and `minialign/methods/asft.py` open beside it.
+#
+# **Guess first.** At the start a model gives the chosen answer a probability of 0.3, the rejected
+# one 0.65, and all others together 0.05. Three methods train it on many such pairs: SFT (which
+# reads the chosen answers alone), DPO and ASFT. What are the probabilities of chosen, rejected and
+# all others at the end? Write three times three numbers down.
 
 # %%
 import copy
-import itertools
+import math
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import torch
 
-from lessons import check, pictures
+from lessons import check, own
+from lessons.pictures import methods as pictures
 from minialign.data import Batch
-from minialign.lab import arena, plot
-from minialign.lab.studies.balance import gradient_ratios
+from minialign.lab import arena
+from minialign.lab.places import PLACES, places, split
 from minialign.logps import add_reference, batch_logps
 from minialign.methods import METHODS
 from minialign.train import Recipe, fit
 
 args = check.options()
 mine = check.mine(args)
+torch.manual_seed(0)
 
 # %% [markdown]
-# **Guess first.** Start: P(chosen) 0.3, P(rejected) 0.65. Both methods train to the end on the same right pairs. What are the two
-# probabilities then under DPO? Under ASFT? Four numbers on paper, please.
+# ## Step 1: DPO's loss, in three moves
+# > **Policy and reference.** The policy π is the model in training: it gives every answer y to a
+# > prompt a probability π(y). The reference π_ref is a copy from before training that never
+# > changes. Methods that have one look at how far π has moved away from it.
 #
-# ## DPO by hand
-# l = log-prob of an answer, r = l − l_ref its change since the start (w chosen, l rejected). Bradley and Terry: w beats l with
-# probability σ(z), z = β (r_w − r_l). The loss is minus its logarithm (DPO paper, 2305.18290, eq. 7). From σ' = σ (1 − σ):
+# > **KL divergence.** KL(π ‖ π_ref) = Σ_y π(y) log(π(y) / π_ref(y)): how much likelier, in nats,
+# > the policy finds its own answers than the reference does, on average. It is 0 if the two are
+# > equal and above 0 otherwise.
 #
-#     L = −log σ(z)        ∂L/∂z = −σ'(z)/σ(z) = −(1 − σ(z)) = −σ(−z)
-#     −∂L/∂l_w = β σ(−z)                   −∂L/∂l_l = −β σ(−z)                the same push, up and down
+# *First move: who would be the best policy?* Suppose each answer had a reward R(y), a number. We
+# would like a policy with much reward that stays near the reference, at a price β per nat:
 #
-# L sees nothing but the difference. Lower both log-probs by 50 and it does not notice:
+#     J(π)  =  Σ_y π(y) R(y)  −  β KL(π ‖ π_ref)
+#           =  −β Σ_y π(y) [ log(π(y) / π_ref(y)) − R(y)/β ]         (write out the KL, take −β out)
+#           =  −β Σ_y π(y) log( π(y) / (π_ref(y) e^{R(y)/β}) )       (R/β = log e^{R/β})
+#           =  −β Σ_y π(y) log( π(y) / (Z π*(y)) )                   (with π* := π_ref e^{R/β} / Z)
+#           =  β log Z  −  β KL(π ‖ π*)                              (log Z is the same for every y)
+#
+# Z = Σ_y π_ref(y) e^{R(y)/β} makes the probabilities of π* add up to 1. The first term does not
+# depend on π, and the second is largest where the KL is 0. So the best policy is π*: the
+# reference, with every answer reweighted by the exponential of its reward. Three answers, and ten
+# thousand other policies:
+
+# %%
+reward = torch.tensor([1.0, 0.2, -0.5], dtype=torch.float64)
+reference = torch.tensor([0.30, 0.65, 0.05], dtype=torch.float64)
+beta = 0.5
+
+
+def J(policy):
+    return (policy * reward).sum(-1) - beta * (policy * (policy / reference).log()).sum(-1)
+
+
+Z = (reference * (reward / beta).exp()).sum()
+best = reference * (reward / beta).exp() / Z
+others = torch.rand(10_000, 3, dtype=torch.float64)
+others = others / others.sum(-1, keepdim=True)
+print(f"π* = {best.numpy().round(3)}:  J = {J(best):.6f},  β log Z = {beta * Z.log():.6f}")
+print(f"the best of ten thousand others: J = {J(others).max():.6f}")
+
+# %% [markdown]
+# *Second move: turn it round.* Nobody has rewards. But if a policy π is the best one for some
+# reward, then that reward can be read off from it. Solve π = π_ref e^{R/β} / Z for R:
+#
+#     R(y)  =  β log(π(y) / π_ref(y)) + β log Z  =  β s + β log Z          with s := l − l_ref
+#
+# where l = log π(y) is the answer's log-prob, and s says by how much it has moved since the start.
+# Every policy is the best one for a reward of its own: that is the trick of the paper.
+#
+# *Third move: compare.* Bradley and Terry (1952) say how people choose between two things with
+# rewards R_w and R_l: they take the first with probability σ(R_w − R_l), where σ(x) = 1/(1 + e⁻ˣ)
+# is the logistic function. In the difference β log Z, which is the same for all answers to one
+# prompt, cancels. What is left is called the margin,
+#
+#     m  =  R_w − R_l  =  β (s_w − s_l)
+#
+# and the loss is minus the logarithm of the probability of what people chose (eq. 7):
+#
+#     L  =  −log σ(m)
+#
+# ## Step 2: DPO's weights
+# The slope of σ is σ (1 − σ), and 1 − σ(m) = σ(−m). So
+#
+#     ∂L/∂m    =  −σ′(m) / σ(m)  =  −(1 − σ(m))  =  −σ(−m)
+#     −∂L/∂l_w =   β σ(−m)                          (∂m/∂l_w = β: l_w stands in s_w)
+#     −∂L/∂l_l =  −β σ(−m)                          (∂m/∂l_l = −β)
+#
+# and every token of an answer gets the push on its answer, since l = Σ_t l_t. As hard down as up:
+# that is one property. Here is another. The loss knows nothing but the difference of two
+# log-probs. Lower both by 50, which makes both answers impossible, and it does not notice:
 
 # %%
 one = Batch(mask=torch.ones(2, 1, 1, dtype=torch.bool), ref_logps=torch.tensor([[-1.2], [-0.43]]))
 for lower in 0.0, 50.0:
-    logps = torch.tensor([-0.5, -4.0]).view(2, 1, 1) - lower
+    logps = torch.tensor([-0.5, -4.0]).view(2, 1, 1) - lower                # (A, B, T)
     loss, weights, _ = METHODS["dpo"](beta=0.1).weigh(logps, one)
-    z = 0.1 * float((logps[0] + 1.2) - (logps[1] + 0.43))
-    print(f"log-probs {logps.flatten().tolist()}: loss {loss:.4f}, weights {[round(w, 4) for w in weights.flatten().tolist()]}; "
-          f"β σ(−z) = {0.1 * torch.tensor(-z).sigmoid():.4f}")
+    m = 0.1 * float((logps[0] + 1.2) - (logps[1] + 0.43))
+    up, down = weights.flatten().tolist()
+    print(f"log-probs {logps.flatten().tolist()}:  loss {loss:.4f}  weights {up:+.4f} {down:+.4f}  "
+          f"β σ(−m) = {0.1 / (1 + math.exp(m)):.4f}")
 
 # %% [markdown]
-# ## ASFT by hand
-# a = mean log-prob of an answer's tokens, p = eᵃ, odds O = p/(1−p). ASFT adds to SFT what a classifier would say about each
-# answer alone: this one yes, that one no.
+# ## Exercise 1 ●○○ (5 minutes): `dpo`
+# Step 2 in code, in `lessons/mine.py`: from the log-probs of chosen and rejected answers, under
+# the policy and under the reference, the push on each. If your function is right, it will do the
+# training below.
 #
-#     L = −a_w + λ [ −log σ(log O_w) − log σ(−log O_l) ]
+# <details><summary>Hint</summary>
 #
-# The sigmoid undoes the logarithm of the odds. With σ(x) = 1/(1 + e⁻ˣ):
+# `torch.sigmoid(-m)`. β occurs twice, inside of m and in front.
+# </details>
+
+# %%
+dpo_verdict = check.dpo(mine.dpo)
+print(dpo_verdict)
+
+# %% [markdown]
+# ## Step 3: ASFT's loss and its weights
+# > **Odds.** p/(1 − p): 1 for a coin, 9 for a probability of 0.9, without bound near 1. The
+# > logistic function takes the logarithm of the odds back to the probability.
 #
-#     σ(log O)  = 1/(1 + 1/O) = O/(1 + O) = [p/(1−p)] / [1/(1−p)] = p
-#     σ(−log O) = 1 − σ(log O) = 1 − p
-#     L = −a_w − λ a_w − λ log(1 − p_l) = −(1+λ) a_w − λ log(1 − p_l)
+# Let a = l/n be the mean log-prob of an answer's n tokens, p = eᵃ the (geometric) mean of their
+# probabilities, and O = p/(1 − p) their odds. ASFT adds to SFT what a classifier would say about
+# each answer alone: this one yes, that one no.
 #
-# Likelihood up, and for the rejected answer *un*likelihood. No reference. The slopes, with ∂p/∂a = p:
+#     L  =  −a_w  +  λ [ −log σ(log O_w) − log σ(−log O_l) ]
 #
-#     −∂L/∂a_w = 1 + λ                     −∂L/∂a_l = λ · ∂/∂a_l log(1 − e^{a_l}) = −λ p_l/(1 − p_l)
+# The sigmoid undoes the logarithm of the odds:
 #
-# and each of n tokens gets 1/n of it. In float32, the odds as typed in a paper and autograd, then minialign's short form:
+#     σ(log O)   =  1 / (1 + e^{−log O})  =  1 / (1 + 1/O)         (what σ is; e^{−log O} = 1/O)
+#                =  O / (1 + O)                                    (multiply above and below by O)
+#                =  [p/(1 − p)] / [1/(1 − p)]  =  p                (1 + O = (1 − p + p)/(1 − p))
+#     σ(−log O)  =  1 − σ(log O)  =  1 − p                         (σ(−x) = 1 − σ(x))
+#
+# Put both in, with log p_w = a_w, and no odds are left:
+#
+#     L  =  −(1 + λ) a_w  −  λ log(1 − p_l)
+#
+# Likelihood for the chosen answer; and for the rejected one the *unlikelihood* of lesson 03. The
+# slopes, by ∂p/∂a = p because p = eᵃ:
+#
+#     −∂L/∂a_w  =  1 + λ
+#     −∂L/∂a_l  =  λ · ∂/∂a_l log(1 − p_l)  =  −λ p_l / (1 − p_l)
+#
+# and each of the n tokens of an answer gets 1/n of it. There is no reference, and no difference:
+# each answer is pushed by what is known of it alone. The loss as a paper types it and autograd,
+# and then the short form, in float32:
 
 # %%
 for a_l in -1.0, -1e-3, -1e-8:
@@ -74,147 +173,242 @@ for a_l in -1.0, -1e-3, -1e-8:
     typed = -a[0] - 0.1 * (log_odds[0].sigmoid().log() + (-log_odds[1]).sigmoid().log())
     slopes = [round(-float(slope), 4) for slope in torch.autograd.grad(typed, a)[0]]
     loss, weights, _ = METHODS["asft"](lam=0.1).weigh(a.detach().view(2, 1, 1), one)
-    print(f"a_l = {a_l:6g}: typed {float(typed.detach()):.4f} {slopes}, short {float(loss):.4f} "
-          f"{[round(float(w), 4) for w in weights.flatten()]}")
+    short = [round(float(w), 4) for w in weights.flatten()]
+    print(f"a_l = {a_l:6g}: typed {float(typed.detach()):.4f} {slopes},  short {loss:.4f} {short}")
 
 # %% [markdown]
-# At −1e-8 the typed form is no longer a number. One release clamps p at 1 − 1e-7 instead: a push of the wrong size. The paper's
-# β (0.1) is our λ, a weight; the β of that release tempers the odds and makes another loss (our `beta_odds`). That a is a *mean*
-# over tokens follows released code; the paper may mean a sum in its SFT term.
+# At −1e-8 the typed form is no number any more, because 1 − eᵃ has lost all its digits. One
+# release cuts p off at 1 − 1e-7, which gives a push of the wrong size. What the paper calls β, its
+# 0.1, is our λ: the weight of the second term.
 #
-# ## In probabilities, or in log-probs?
-# *Which property of the Bradley–Terry model makes DPO punish more than it rewards?* The ASFT paper (section 4.1) answers with the
-# slopes in probabilities. Log-probs have the slopes above, and ∂log p/∂p = 1/p, so for answers of one token
+# ## Exercise 2 ●●○ (10 minutes): `asft`
+# ASFT's two pushes, from the mean log-probs. Mind what happens at p → 0, ½ and 1.
 #
-#     ∂L/∂p_w = −β σ(−z)/p_w        ∂L/∂p_l = β σ(−z)/p_l        |∂L/∂p_l| : |∂L/∂p_w| = p_w : p_l
+# <details><summary>Hint</summary>
 #
-# The rejected answer, soon the less likely one, has the larger slope. True; but in log-probs both are equal, always, and it is
-# through log-probs that a gradient enters the network (lesson 03). Rejected ÷ chosen:
+# p/(1 − p) = 1/(1/p − 1) = 1/(e⁻ᵃ − 1), and `torch.expm1(x)` is eˣ − 1 with all its digits.
+# </details>
 
 # %%
-for p_w, p_l in (0.3, 0.65), (0.65, 0.3), (0.95, 0.01):
-    told = [f"{name} {' and '.join(f'{x:7.3f}' for x in gradient_ratios(name, p_w, p_l))}" for name in ("dpo", "asft")]
-    print(f"p_w {p_w}, p_l {p_l}: ratio in p and in log p   " + "   ".join(told))
+asft_verdict = check.asft(mine.asft)
+print(asft_verdict)
 
 # %% [markdown]
-# So DPO's rejected push is not too strong *against* the chosen one. But look down the columns: ASFT's fades with p_l, DPO's
-# does not. And β σ(−z) as a whole fades only when z = β · (margin) is large: with β = 0.1, after dozens of nats. The chosen
-# answer can give what it lacks to log P = 0, about one nat. The rest must come from pushing the rejected one down, on and on.
+# ## Step 4: is the rejected answer pushed harder?
+# The ASFT paper (section 4.1) says yes, of DPO, and compares the slopes in the *probabilities*.
+# Since ∂l/∂p = 1/p, for answers of one token
 #
-# ## Both, from the same start, on the same pairs
+#     ∂L/∂p_w = −β σ(−m) / p_w        ∂L/∂p_l = β σ(−m) / p_l        rejected ÷ chosen = p_w / p_l
+#
+# In *log-probs* the two are equal, always: that was step 2. But a gradient enters the network at
+# neither of these. It enters at the *logits* (lesson 03), as weight · (softmax − onehot), and there
+# it depends on where the two answers stand.
+#
+# * *In two contexts*, two rows of logits: a token of probability p moves its row by
+#   weight · (onehot − softmax). That is a long arrow where p is small and a short one where p is
+#   almost 1 already. So the unlikelier answer has the larger push again.
+# * *In one context*, one row: the two answers begin alike and part at this token. Their arrows add
+#   up, and with weights of +1 and −1 the softmax parts cancel:
+#   (onehot_w − softmax) − (onehot_l − softmax) = onehot_w − onehot_l. Exactly +1 and −1.
+#
+# With three logits, for w, for l, and for the rest:
+
+# %%
+def ratios(up, down, p_w, p_l):
+    """Rejected ÷ chosen: in p, in log p, at the logits of two contexts and of one."""
+    rest = 1 - p_w - p_l
+    length_w, length_l = math.hypot(1 - p_w, p_l, rest), math.hypot(p_w, 1 - p_l, rest)
+    together = (up * p_l + down * (1 - p_l)) / (up * (1 - p_w) + down * p_w)
+    return down / p_l / (up / p_w), down / up, down * length_l / (up * length_w), together
+
+
+print(f"{'rejected ÷ chosen':28} {'in p':>8} {'in log p':>8} {'logits: 2':>9} {'1 context':>9}")
+for p_w, p_l in (0.30, 0.65), (0.65, 0.30), (0.95, 0.01):
+    fading = 0.1 * p_l / (1 - p_l)
+    for name, up, down in ("DPO", 1, 1), ("ASFT", 1.1, fading), ("ASFT's second term", 0.1, fading):
+        numbers = "".join(f"{x:9.3f}" for x in ratios(up, down, p_w, p_l))
+        print(f"{name:18} {p_w:.2f} {p_l:.2f}{numbers}")
+
+# %% [markdown]
+# Read DPO's rows. When the chosen answer has won (0.95 against 0.01), its slope in p is 95 times
+# smaller than the rejected one's, its push at the logits of two contexts 21 times, and in one
+# context the two are equal. "Is it balanced?" has no answer until you say in which coordinate.
+#
+# ASFT's numbers get small, and for a reason that has nothing to do with balance: its push on the
+# rejected answer fades with the odds p_l/(1 − p_l). DPO's β σ(−m) fades only when the margin
+# m = β (s_w − s_l) is large. With β = 0.1, a margin of 3 takes 30 nats. The chosen answer can bring
+# about 1.2 of them, since log 0.3 = −1.2 and a log-prob ends at 0. All the rest must come from
+# pushing the rejected answer down, on and on.
+#
+# ## Step 5: train
+# Pairs from the small GPT's world: “9.9>9.11” is right and chosen, “9.11>9.9” is rejected. The two
+# answers have the same tokens in another order, so each pair has three *places*. The shared
+# **opening** “9.” is the same text behind the same prompt. At the **fork**, “9” against “1”, both
+# answers still stand in one context. **Behind** it they go their own ways, each in its context.
 
 # %%
 base, tokenizer = check.base_model(args)
 data = {}
 for seed in [0] if args.fast else [0, 1, 2]:
-    pairs = arena.fine_tuning_data(tokenizer, seed, 0.0, None)[: 128 if args.fast else 512]
-    add_reference(base, pairs, micro_batch=64, progress=False)          # once: DPO's l_ref, a number per answer
-    asked = arena.Exam(tokenizer, seed).curve                           # pairs that nobody trains on
+    pairs = arena.fine_tuning_data(tokenizer, seed, 0.0, None)[: 64 if args.fast else 384]
+    add_reference(base, pairs, micro_batch=64, progress=False)      # one number per answer, once
+    asked = arena.Exam(tokenizer, seed).curve                       # pairs that nobody trains on
     with torch.no_grad():
-        data[seed] = pairs, replace(asked, ref_logps=batch_logps(base, asked).sum(-1).double())
+        ref_logps = batch_logps(base, asked).sum(-1).double()
+    data[seed] = pairs, replace(asked, ref_logps=ref_logps)
 
 
+# %%
+@torch.no_grad()
+def look(model, method, asked):
+    """What is measured: log-probs (3 places, 2 answers), pushes per token (2,), P(neither)."""
+    logps = batch_logps(model, asked)                                       # (2, B, T)
+    _, weights, _ = method.weigh(logps, asked)
+    pushes = weights.sum((1, 2)) / asked.mask.sum((1, 2)) * len(asked)      # (2,)
+    neither = 1 - logps.sum(-1).exp().sum(0).mean()
+    return split(logps, asked).mean(-1), pushes, float(neither)
+
+
+# %%
 def train(method, seed):
-    """(update, log-probs, pushes per token) of chosen and rejected answers, held out; at the end, the probability of neither."""
-    model, (pairs, asked), points = copy.deepcopy(base), data[seed], []
-    records = fit(model, method, pairs, Recipe(epochs=1 if args.fast else 4, micro_batch=32, lr=1e-3, seed=seed))
-    for step in itertools.chain([0], (record["step"] for record in records)):
-        if step % 4 == 0:
-            with torch.no_grad():
-                logps = batch_logps(model, asked)                       # (A, B, T)
-            _, weights, _ = method.weigh(logps, asked)
-            l, push = logps.sum(-1), weights.sum((1, 2)) / asked.mask.sum((1, 2))
-            points.append((step, l.mean(1).tolist(), push.tolist()))
-    return points, float((1 - l.exp().sum(0)).mean())
+    """Train a copy of the small GPT → the model, and (update, what is measured) as it goes."""
+    (pairs, asked), model = data[seed], copy.deepcopy(base)
+    points = [(0, *look(model, method, asked))]
+    recipe = Recipe(epochs=1 if args.fast else 4, micro_batch=32, lr=1e-3, seed=seed)
+    for record in fit(model, method, pairs, recipe):
+        if record["step"] % 4 == 0 or args.fast:
+            points.append((record["step"], *look(model, method, asked)))
+    return model, points
 
-
-# %%
-runs, names = {}, ("dpo", "asft")
-for name in names:
-    runs[name] = [train(METHODS[name](), seed) for seed in data]
-    for points, rest in runs[name]:
-        (w0, l0), (w1, l1) = points[0][1], points[-1][1]
-        print(f"{name:4}  chosen {w0:5.1f} → {w1:5.1f}   rejected {l0:5.1f} → {l1:6.1f}   P(neither) at the end {rest:.3f}")
 
 # %% [markdown]
-# Each line is a seed: its own questions, the same base model. "Neither" is garbage: an answer that names none of the two numbers.
-#
-# ## Which half of DPO does it?
-# A gradient is a sum; take it apart. Two runs with DPO's own weights, one with the pushes up alone, one with the pushes down
-# alone:
+# All three start from the same model, read the same pairs in the same order, and take the same
+# steps. Each line is a seed: other questions, the same base model. All answers that are neither of
+# the two are *neither*: “9.9>9.1”, for instance, or worse.
 
 # %%
-def half(sign):
-    class Half(METHODS["dpo"]):
-        def weigh(self, logps, batch):
-            loss, weights, info = super().weigh(logps, batch)
-            return loss, sign * (sign * weights).clamp(min=0), info     # the sum of both halves is DPO
-    return Half()
-
-
-for sign, word in (1, "up"), (-1, "down"):
-    points, rest = train(half(sign), 0)
-    print(f"only pushes {word:4}: chosen {points[0][1][0]:.1f} → {points[-1][1][0]:.1f}   P(neither) {rest:.3f}")
+methods = {"sft": METHODS["sft"](), "dpo": own.method("dpo", mine.dpo, dpo_verdict),
+           "asft": own.method("asft", mine.asft, asft_verdict)}
+runs, tuned = {}, {"before": base}
+for name, method in methods.items():
+    runs[name] = []
+    for seed in data:
+        tuned[name], points = train(method, seed)
+        runs[name].append(points)
+        (_, first, _, _), (_, last, _, neither) = points[0], points[-1]
+        (w0, l0), (w1, l1) = first.sum(0).tolist(), last.sum(0).tolist()
+        print(f"{name:4}  chosen {w0:5.2f} → {w1:5.2f}   rejected {l0:5.2f} → {l1:6.2f}   "
+              f"P(neither) {neither:.3f}")
 
 # %% [markdown]
-# The pushes up, left alone, bring the chosen answer to the top and keep it there. It is the push *down* that takes it along: the
-# two answers share their words, their context and every parameter, and lesson 03 said who gets what an unlikely token loses.
-# So the cure is not to push the chosen answer harder, but to stop pushing the rejected one when it is unlikely enough. That is
-# λ p/(1−p). What it costs elsewhere, on questions nobody disputed and on another skill, is in the table of the README.
+# And what do the models say, in words? Three answers drawn from each, for two questions nobody
+# trained on:
+
+# %%
+asked_aloud = ["9.11 or 9.9? ", "4.7 or 4.25? "]
+for name, model in tuned.items():
+    print(name)
+    check.talk(model, tokenizer, asked_aloud)
+
+# %% [markdown]
+# ## Step 6: where it falls
+# Split the change of the chosen answer's log-prob by place, seed by seed:
+
+# %%
+def change(points):
+    """Of the chosen answer's log-prob from first to last, at every place: (3,) nats."""
+    return (points[-1][1] - points[0][1])[:, 0]
+
+
+print(f"{'change of the chosen answer':28}" + "".join(f"{place:>9}" for place in PLACES))
+for name in methods:
+    for points in runs[name]:
+        print(f"{name:28}" + "".join(f"{x:+9.2f}" for x in change(points)))
+
+# %% [markdown]
+# At the fork DPO's chosen answer *rises*: there the two answers compete for one distribution, and
+# the chosen one wins. It falls elsewhere. And there nothing pushes it down. On the opening the two
+# pushes meet on the same tokens in the same context and cancel exactly. Behind the fork the chosen
+# answer's tokens are pushed *up*. So what pulls them down must come from pushes on other tokens,
+# through the parameters that all of them share.
 #
-# *What is gained without a reference?* The memory of a second model, or one forward pass over the data before training: that is
-# `add_reference` above, one number per answer. The paper reports 13 % of time and 16.7 % of memory; `python -m minialign study
-# cost` measures it both ways, and `study init` whether ASFT minds the initial model less. Lost: nothing ties it to the start.
+# That can be tested: train with DPO's pushes *at the fork alone*. There they are +1 and −1 on two
+# logits of one row, as balanced as can be, and no other token of any answer is pushed at all.
+
+# %%
+class AtTheFork(METHODS["dpo"]):
+    """DPO without its pushes on the opening and behind the fork."""
+
+    def weigh(self, logps, batch):
+        loss, weights, info = super().weigh(logps, batch)
+        return loss, weights * places(batch)[PLACES.index("fork")], info
+
+
+for seed in data:
+    _, points = train(AtTheFork(), seed)
+    print(f"{'dpo, at the fork alone':28}" + "".join(f"{x:+9.2f}" for x in change(points))
+          + f"   P(neither) {points[-1][3]:.3f}")
+
+# %% [markdown]
+# Pushes on two logits of one row, equal and opposite, and the text *behind* them is ruined. A logit
+# cannot be moved alone: the step goes into matrices that make every other logit as well. The full
+# DPO, which pushes the chosen answer up behind the fork too, loses less. But these pushes come
+# late. At its own logit a push up on a token of probability p is worth weight · (1 − p), nearly
+# nothing while p is near 1, as it is for the copied digits behind the fork; and all the time DPO
+# goes on at the fork, because its margin is not large enough yet.
 #
 # ## The picture
+# Above, the log-probs, with arrows as long as the pushes are, on one scale in all panels: the push
+# per token. Below, what the chosen answer has won or lost at each place.
 
 # %%
-figure, panels = plt.subplots(1, 2, figsize=(11.5, 4.8), sharey=True, layout="constrained")
-lowest = min(points[-1][1][1] for name in names for points, _ in runs[name])
-for axes, name in zip(panels, names, strict=True):
-    steps = [step for step, _, _ in runs[name][0][0]]
-    for a, (style, word) in enumerate((("-", "chosen"), ("--", "rejected"))):
-        mean = pictures.lines(axes, steps, [[l[a] for _, l, _ in points] for points, _ in runs[name]], plot.COLOR[name], style)
-        axes.text(steps[-1] * 1.02, mean[-1], word, color=plot.COLOR[name], va="center", fontsize=11)
-        for i in range(0, len(steps) - 1, max(1, len(steps) // 4)):
-            push = runs[name][0][0][i][2]
-            length = 0.12 * lowest * push[a] / push[0]                  # that of the chosen answer is one unit
-            axes.annotate("", (steps[i], mean[i] - length), (steps[i], mean[i]),
-                          arrowprops={"arrowstyle": "-|>", "linewidth": 1.8, "shrinkA": 0, "shrinkB": 0})
-            axes.text(steps[i] + 0.7, mean[i] - length + 0.04 * lowest, f"× {-push[a] / push[0]:.1g}" * a, va="center")
-    axes.set(xlabel="updates", xlim=(-2, steps[-1] * 1.02), ylim=(1.2 * lowest, -0.17 * lowest))
-    axes.set_title({"dpo": "DPO pushes down as hard as up, always", "asft": "ASFT lets go"}[name], color=plot.COLOR[name])
-    plot.clean(axes)
-panels[0].set_ylabel("log-prob of the answer ↑")
-figure.suptitle("arrows: push per token, relative to the push on the chosen answer", fontsize=10, color="#555555")
-check.show(figure, "06")
-print("Your guess? Typical probabilities (geometric means), chosen and rejected:")
-for name in names:
-    w, l = (torch.tensor([points[-1][1][a] for points, _ in runs[name]]).mean().exp() for a in (0, 1))
-    print(f"  {name:4} {w:.2g} and {l:.2g}")
-
-# %% [markdown]
-# How far DPO's chosen answer falls depends on the learning rate and on the seed (try 5e-4). And ASFT is not "balanced" either:
-# its rejected answer falls several times further than the chosen one rises, because log P ends at 0.
-#
-# ## Exercise ●●○ (15 minutes)
-# ASFT's two weights, from mean log-probs (float64). Mind what happens at p → 0, ½ and 1.
-#
-# <details><summary>Hint</summary>p/(1−p) = 1/(1/p − 1) = 1/(e^−a − 1), and `torch.expm1` keeps the digits of eˣ − 1.</details>
+whose = [name for name, verdict in (("DPO", dpo_verdict), ("ASFT", asft_verdict))
+         if check.is_right(verdict)]
+check.show(pictures.absolutely(runs, change, PLACES, whose), "06")
 
 # %%
-print(check.asft(mine.asft))
+print("Your guess? Typical probabilities (geometric means): before",
+      " and ".join(f"{float(x):.2g}" for x in runs["sft"][0][0][1].sum(0).exp()))
+for name in methods:
+    ends = torch.stack([points[-1][1].sum(0) for points in runs[name]])     # (seeds, 2)
+    w, l = ends.mean(0).exp().tolist()
+    neither = sum(points[-1][3] for points in runs[name]) / len(data)
+    print(f"  {name:4} chosen {w:.2g}, rejected {l:.1g}; P(neither) {neither:.3f}")
 
 # %% [markdown]
+# Three things to see.
+#
+# * *The arrows.* SFT's never change, and there are none on the rejected answer. DPO's two are
+#   equally long at every moment, and shrink together as the margin grows. ASFT's push on the
+#   rejected answer begins as the longest of all, for its odds are high, and is soon a small part of
+#   its push on the chosen one.
+# * *SFT stands beside them.* The rejected answer falls under SFT too, at the fork, through the
+#   softmax (lesson 05), and the chosen answer stays where it should. So what holds the chosen
+#   answer up under ASFT need not be its second term. ASFT *contains* SFT, a push up on every token
+#   that nothing cancels. What its second term adds here is a rejected answer that falls further.
+# * *Falling is not losing.* Among the two answers DPO prefers the right one by far. What the fall
+#   costs is the probability of answers that are neither.
+#
+# What is gained *without a reference* is `add_reference` above: a second model in memory, or one
+# pass over the data before training. What is lost: nothing ties the policy to where it began.
+#
 # ## Try
-# * `METHODS["dpo"](beta=1.0)`: a margin of a few nats is enough. What changes?
-# * `lr=5e-4`. When would you have stopped DPO, looking at these curves? And looking only at the share of pairs ranked right?
-# * "orpo", "simpo", "ipo" instead of "asft". Where does each let go? (`methods/preference.py` begins with the table.)
+# * `METHODS["dpo"](beta=1.0)`: a margin of a few nats is enough. What changes, and where?
+# * A class like `AtTheFork` that keeps the pushes *behind* the fork, and only those.
+# * "orpo", "simpo" or "ipo" in `methods`. Where does each let go? The table that
+#   `methods/preference.py` begins with tells what to expect.
+# * `python -m minialign study fall` takes it apart further, on more seeds.
 #
 # **Next:** 07 pushes down what the model itself would say. No pairs needed.
 
 # %%
 # region Solution: unfold when you have tried
+def dpo(l_w, l_l, ref_w, ref_l, beta):
+    margin = beta * ((l_w - ref_w) - (l_l - ref_l))
+    push = beta * torch.sigmoid(-margin)
+    return push, -push
+
+
 def asft(a_w, a_l, lam):
     return torch.full_like(a_w, 1 + lam), -lam / torch.expm1(-a_l)
 # endregion

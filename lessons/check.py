@@ -27,7 +27,8 @@ from pathlib import Path
 import torch
 
 from lessons.graders.ground import backward, push, score, unlikelihood
-from lessons.graders.methods import BUGS, asft, bug_hunt, planted, prefix, silent_bug
+from lessons.graders.guesses import BUGS, bug_hunt, planted
+from lessons.graders.methods import asft, dft, dpo, keep, prefix, sft, silent_bug
 from lessons.graders.worlds import peak, propagation, success
 from lessons.judge import BLANK, RIGHT, WRONG
 from minialign.generate import answers

@@ -53,8 +53,22 @@ def prefix(good, bad):
 # ----------------------------------------------------------------------------------- 06: Absolutely
 
 
+def dpo(l_w, l_l, ref_w, ref_l, beta):
+    """−∂L/∂l_w and −∂L/∂l_l, (B,) each, of L = −log σ(m); every pair has a loss of its own.
+
+    l_w, l_l (B,) log-probs of the chosen and of the rejected answers; ref_w, ref_l (B,) the same
+    under the reference
+    Hint: torch.sigmoid, and the log-probs less those of the reference.
+    """
+    return ..., ...
+
+
 def asft(a_w, a_l, lam):
-    """Mean log-probs of chosen and rejected answers, (B,) each, and λ → −∂L/∂a_w, −∂L/∂a_l, (B,) each; L of each pair alone."""
+    """−∂L/∂a_w and −∂L/∂a_l, (B,) each, of ASFT's loss; every pair has a loss of its own.
+
+    a_w, a_l (B,) mean log-probs of the chosen and of the rejected answers; lam is λ
+    Hint: p/(1 − p) = 1/(1/p − 1) = 1/(e^−a − 1), and torch.expm1(x) is e^x − 1.
+    """
     return ..., ...
 
 

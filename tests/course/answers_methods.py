@@ -1,6 +1,30 @@
 """What readers might answer to the exercises of lessons 05 to 07, 10 and 11: right and wrong."""
 
+import math
+
 import torch
+
+
+def right_sft(mask):
+    return torch.where(mask, 1.0, 0.0) / mask.sum(1)[:, None] / len(mask)
+
+
+def right_dpo(l_w, l_l, ref_w, ref_l, beta):
+    push = beta / (1 + (beta * (l_w - l_l - ref_w + ref_l)).exp())
+    return push, -push
+
+
+def right_dft(l, ref, log_u, tau, gamma, old=False):
+    d = l[1:] / tau - ref[1:]
+    log_u_hat = d.logsumexp(0) - math.log(len(d))
+    keep = math.log(1 - gamma) if gamma < 1 else -math.inf
+    new = torch.logaddexp(keep + log_u, math.log(gamma) + log_u_hat)
+    omega = (d - (log_u if old else new) - math.log(len(d))).exp()
+    return new, torch.cat([torch.ones_like(l[:1]), -omega])
+
+
+def right_keep(label, negatives):
+    return (negatives - label != 0).all(0)
 
 
 def right_prefix(good, bad):
@@ -18,6 +42,10 @@ def right_asft(a_w, a_l, lam):
 
 # {grader: what solves it}
 SOLVED = {
+    "sft": right_sft,
+    "dpo": right_dpo,
+    "dft": right_dft,
+    "keep": right_keep,
     "prefix": right_prefix,
     "asft": right_asft,
     "silent_bug": lambda gamma, tau, K: gamma,
@@ -26,6 +54,92 @@ SOLVED = {
 
 # {grader: [(what a reader might write, a piece of what must be said)]}
 WRONG = {
+    "sft": [
+        (lambda mask: -right_sft(mask), "up to the sign"),
+        (lambda mask: mask / mask.sum(1, True), "mean over the answers is missing"),
+        (lambda mask: mask * 1.0, "1 on every token"),
+        (lambda mask: mask / mask.sum(), "all tokens of the batch"),
+        (lambda mask: mask / len(mask[0]) / len(mask), "padding included"),
+        (lambda mask: 1 / mask.sum(1, True) / len(mask) + 0 * mask, "the padding is pushed"),
+        (lambda mask: right_sft(mask).T, "its shape is"),
+    ],
+    "dpo": [
+        (lambda *x: right_dpo(*x)[::-1], "chosen answer: right up to the sign"),
+        (lambda *x: (right_dpo(*x)[0],) * 2, "answer is right. push on the rejected answer: right"),
+        (lambda *x: (right_dpo(*x)[0], 0 * x[0]), "nothing pushes the rejected answer"),
+        (lambda w, l, rw, rl, b: right_dpo(w, l, 0, 0, b), "the reference is missing"),
+        (lambda w, l, rw, rl, b: right_dpo(w, l, -rw, -rl, b), "wrong sign: s = l"),
+        (
+            lambda w, l, rw, rl, b: right_dpo(b * w, b * l, b * rw, b * rl, 1),
+            "the β in front is missing",
+        ),
+        (
+            lambda w, l, rw, rl, b: tuple(b * x for x in right_dpo(w, l, rw, rl, 1)),
+            "the β inside is missing",
+        ),
+        (
+            lambda w, l, rw, rl, b: (b - right_dpo(w, l, rw, rl, b)[0], 0 * w),
+            "which grows when the pair is ranked right",
+        ),
+    ],
+    "dft": [
+        (lambda *x: (right_dft(*x)[0].exp(), right_dft(*x)[1]), "log u: that is u itself"),
+        (
+            lambda l, r, u, t, g: (right_dft(l, r, u, t, 1 - g)[0] if g < 1 else u, l),
+            "the roles of old and new",
+        ),
+        (
+            lambda l, r, u, t, g: (right_dft(l, r, u, t, 1)[0], l),
+            "û alone",
+        ),
+        (
+            lambda l, r, *x: (right_dft(torch.cat([l[:1], l]), torch.cat([r[:1], r]), *x)[0], l),
+            "the wanted answer is in û",
+        ),
+        (lambda l, r, u, t, g: (right_dft(l, 0 * r, u, t, g)[0], l), "P_ref is missing"),
+        (lambda l, r, u, t, g: (right_dft(l, r, u, 1, g)[0], l), "τ is missing"),
+        (
+            lambda *x: (right_dft(*x)[0], -right_dft(*x)[1]),
+            "log u is right. pushes: right up to the sign",
+        ),
+        (
+            lambda *x: (right_dft(*x)[0], right_dft(*x)[1].abs()),
+            "push the negatives *up*",
+        ),
+        (
+            lambda *x: (right_dft(*x)[0], right_dft(*x, old=True)[1]),
+            "divided by the old u",
+        ),
+        (
+            lambda l, r, u, t, g: (
+                right_dft(l, r, u, t, g)[0],
+                torch.cat([l[:1] ** 0, -torch.softmax(l[1:] / t - r[1:], 0)]),
+            ),
+            "remembers nothing",
+        ),
+        (
+            lambda l, r, u, t, g: (
+                right_dft(l, r, u, t, g)[0],
+                right_dft(l, r, u, t, g)[1] * torch.tensor([1.0] + [g] * (len(l) - 1))[:, None],
+            ),
+            "too small by a factor γ",
+        ),
+        (
+            lambda l, r, u, t, g: (
+                ((1 - g) * u.exp() + g * (l[1:] / t - r[1:]).exp().mean(0)).log(),
+                l,
+            ),
+            "stay in logs",
+        ),
+    ],
+    "keep": [
+        (lambda y, n: ~right_keep(y, n), "the wrong way round"),
+        (lambda y, n: (n != y).any(0), "if *all* negatives"),
+        (lambda y, n: n[0] != y, "only the first negative"),
+        (lambda y, n: y >= 0, "kept everything"),
+        (lambda y, n: ~torch.isin(y, n), "negatives of all examples"),
+        (lambda y, n: n != y, "its shape is"),
+    ],
     "prefix": [
         (
             lambda good, bad: [g == b for g, b in zip(good, bad, strict=False)].count(True),
