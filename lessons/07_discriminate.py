@@ -2,214 +2,407 @@
 # # 07 · Discriminate
 # **The question:** can a model learn from its own bad answers, without anybody calling them bad?
 #
-# SFT only ever says "more of this". DFT (arXiv 2502.18679) also says "less of that", and takes the "that" from the model: what
-# it would have answered. Here answers are so few that every sum over *all answers* can be done, so you see what DFT estimates,
-# how wrong its estimate is, and that the error is what makes it work. You need lesson 03's weights. Twenty minutes, seconds of
-# computing. Keep `minialign/methods/dft.py` open beside it.
+# SFT only ever says “more of this”. DFT (arXiv 2502.18679) also says “less of that”, and takes the
+# “that” from the model itself: what it would have answered. Here we begin with a model so small
+# that every sum over *all answers* can be done. So you will see what DFT estimates, how wrong its
+# estimate is, and that the error is what makes it work. And you will see what else would have
+# worked.
 #
-# **Guess first.** A model answers "9.11 or 9.9?" with 9.11 (62 %), 9.9 (33 %), or one of 18 other things. It is trained for
-# long on the answers of a hundred people, of whom 30 are wrong and say 9.11. What will its chance of 9.9 be after SFT? And
-# if, for every answer it is shown, two answers that it would have given at first are pushed down? Write two numbers down.
+# You need the weights of lesson 03. Forty minutes, half a minute of computing. Keep
+# `minialign/methods/dft.py` open beside it.
+#
+# **Guess first.** Asked “9.11 or 9.9?”, a model says “9.11>9.9” (62 %), “9.9>9.11” (33 %), or one
+# of 18 other things. It is trained for long on the answers of a hundred people, of whom 30 are
+# wrong. What will be its chance of “9.9>9.11” after SFT? And if, for every answer that it is
+# shown, two answers that it would have given at first are pushed down? Write two numbers down.
 
 # %%
+import copy
 import math
 
-import matplotlib.pyplot as plt
 import torch
 
-from lessons import check
+from lessons import check, own
+from lessons.pictures import methods as pictures
 from minialign.data import Batch
-from minialign.lab import plot
-from minialign.logps import logit_gradient
+from minialign.generate import answers
+from minialign.lab import arena
+from minialign.logps import add_reference, batch_logps, logit_gradient
 from minialign.methods import METHODS
+from minialign.train import Recipe, fit
 
+# %% [markdown]
+# The model is one row of logits, one for each of 20 answers. An answer is one token here.
+
+# %%
 args = check.options()
 mine = check.mine(args)
 torch.manual_seed(0)
-labels = torch.tensor([0] * 70 + [1] * 30)          # what a hundred people said: answer 0 is 9.9, answer 1 is 9.11
-n, V = len(labels), 20
+labels = torch.tensor([0] * 70 + [1] * 30)      # answer 0 is “9.9>9.11”, answer 1 is “9.11>9.9”
+n, V, K = len(labels), 20, 2
 
 
 def policy(right, wrong):
-    """Log-probs (V,) of a model that says 9.9 and 9.11 with these chances, and 18 other things with what is left."""
-    return torch.tensor([right, wrong] + [(1 - right - wrong) / (V - 2)] * (V - 2), dtype=torch.float64).log()
+    """Log-probs (V,): these two chances, and 18 other answers with equal shares of the rest."""
+    rest = (1 - right - wrong) / (V - 2)
+    return torch.tensor([right, wrong] + [rest] * (V - 2), dtype=torch.float64).log()
 
 
 base = policy(0.33, 0.62)
 
 
-def one_weigh(method, log_p, y, ref_logps):
-    """What a method makes of answers y (A, n) of one token each: loss, weights (A, n), info."""
+# %%
+def weigh(method, log_p, y, ref_logps=None):
+    """What a method makes of answers y (A, n) of one token: loss, weights (A, n), info."""
     batch = Batch(mask=torch.ones(*y.shape, 1, dtype=torch.bool), ref_logps=ref_logps)
     loss, weights, info = method.weigh(log_p[y][..., None], batch)
     return loss, weights[..., 0], info
 
 
+def gradient(log_p, y, weights):
+    """And what these weights are at the logits: (V,)."""
+    rows = log_p.expand(y.numel(), -1).clone()
+    return logit_gradient(rows, y.flatten(), weights.flatten()).sum(0)
+
+
 # %% [markdown]
 # ## Step 1: from a likelihood to pushes
-# Give every answer y a score s_y, and let the wanted one, y₀, win against *all* answers (eqs. 2 and 3):
+# Give every answer y a score s_y, and let the wanted answer y₀ win against *all* answers
+# (eqs. 2 and 3), with a temperature τ:
 #
-#     P_d(y₀) = exp(s_y₀/τ) / Σ_y exp(s_y/τ)          F = −τ log P_d(y₀) = −s_y₀ + τ log u,      u = Σ_y exp(s_y/τ)
-#     ∂F/∂s_y = −[y = y₀] + τ · (1/u) · exp(s_y/τ) · (1/τ) = −[y = y₀] + P_d(y)
+#     P_d(y₀)  =  exp(s_y₀/τ) / u            u  =  Σ_y exp(s_y/τ)
+#     F        =  −τ log P_d(y₀)  =  −s_y₀ + τ log u
+#     ∂F/∂s_y  =  −[y = y₀] + τ · (1/u) · ∂u/∂s_y                  (the slope of log u is 1/u)
+#              =  −[y = y₀] + τ · (1/u) · exp(s_y/τ) · (1/τ)       (only one term of u contains s_y)
+#              =  −[y = y₀] + P_d(y)                               (τ and 1/τ cancel)
 #
-# One push up for the wanted answer; pushes down on all, each by its share P_d(y), one push down in total.
+# One push up, for the wanted answer. And pushes down on all answers, each by its share P_d(y),
+# which add up to one push down.
 
 # %%
 s = torch.randn(V, dtype=torch.float64).requires_grad_()
 F = -s[0] + 0.8 * (s / 0.8).logsumexp(0)
 F.backward()
 by_hand = (s.detach() / 0.8).softmax(0) - torch.eye(V)[0]
-print(f"largest difference to autograd {float((by_hand - s.grad).abs().max()):.0e}; all pushes sum to {float(by_hand.sum()):.0e}")
+print(f"largest difference to autograd {(by_hand - s.grad).abs().max():.0e}; "
+      f"all pushes sum to {by_hand.sum().abs():.0e}")
 
 # %% [markdown]
 # ## Step 2: with the paper's score, all that is SFT
-# Setting 1 (eq. 4) takes the log-prob as score, s_y = log P(y). At τ = 1 (UltraFeedback's value) u = Σ_y P(y) = 1, so log u = 0
-# and F = −log P(y₀): SFT's loss. A pool of *all* answers, drawn as if by a uniform reference, makes the package do the sum:
+# The paper's score (eq. 4) is the log-prob, s_y = log P(y). At τ = 1, its value for UltraFeedback,
+# u = Σ_y P(y) = 1. So log u = 0, and F = −log P(y₀): that is SFT's loss. The package does the sum
+# if its negatives are all V answers, drawn as if by a reference that finds all of them equally
+# likely:
 
 # %%
-log_p = policy(0.90, 0.08)                                              # a policy that has learnt something
-every = torch.cat([labels[None], torch.arange(V)[:, None].expand(V, n)])                        # (1+V, n): the wanted, then all
+log_p = policy(0.90, 0.08)                                              # it has learnt something
+every = torch.cat([labels[None], torch.arange(V)[:, None].expand(V, n)])        # (1+V, n)
 uniform = torch.full((1 + V, n), -math.log(V), dtype=torch.float64)
-exact = one_weigh(METHODS["dft"](tau=1.0, gamma=1.0, n_examples=n), log_p, every, uniform)
-sft = one_weigh(METHODS["sft"](reduction="seq_sum"), log_p, labels[None], None)
-gradient = [logit_gradient(log_p.expand(y.numel(), -1).clone(), y.flatten(), w.flatten()).sum(0)
-            for y, w in ((every, exact[1]), (labels[None], sft[1]))]
+exact = weigh(METHODS["dft"](tau=1.0, gamma=1.0, n_examples=n), log_p, every, uniform)
+sft = weigh(METHODS["sft"]("seq_sum"), log_p, labels[None])
+apart = gradient(log_p, every, exact[1]) - gradient(log_p, labels[None], sft[1])
 print(f"loss: DFT over all answers {exact[0]:.12f}, SFT {sft[0]:.12f}")
-print(f"largest difference of the gradients at the logits {float((gradient[0] - gradient[1]).abs().max()):.0e}")
+print(f"largest difference of the gradients at the logits {apart.abs().max():.0e}")
 
 # %% [markdown]
-# The pushes down are there, V of them, and cancel in the softmax: Σ_y P(y) (onehot_y − P) = 0. So whatever DFT does better than
-# SFT at τ = 1 must come from *not* doing the sum.
+# There are V pushes down and they do nothing: pushing every answer down by its probability cancels
+# in the softmax, Σ_y P(y) (onehot_y − P) = P − P = 0. So whatever DFT does better than SFT at τ = 1
+# must come from *not* doing the sum.
 #
 # ## Step 3: two answers in place of all
-# No sum over all texts can be done. Draw K answers y_j from the model before training, P_ref, and weigh by 1/P_ref (eq. 6):
+# Nobody can sum over all texts. But a sum can be written as a mean over answers that are drawn.
+# Draw them from the model before training, the reference P_ref, and divide by it (eq. 6):
 #
-#     u = Σ_y exp(s_y/τ) = E_{y ~ P_ref} [exp(s_y/τ) / P_ref(y)]        û = (1/K) Σ_j exp(d_j),     d_j = s_j/τ − log P_ref(y_j)
+#     u  =  Σ_y exp(s_y/τ)
+#        =  Σ_y P_ref(y) · exp(s_y/τ) / P_ref(y)                  (multiply and divide by P_ref)
+#        =  E_{y ~ P_ref} [ exp(s_y/τ) / P_ref(y) ]               (that is what a mean is)
 #
-# û is right on average. But F needs log u, and a logarithm is bent: E log û ≤ log E û = log u (Jensen). Over all V² pairs:
+# and K drawn answers y_1 … y_K estimate it:
+#
+#     û  =  (1/K) Σ_j exp(d_j)               d_j  =  s_j/τ − log P_ref(y_j)
+#
+# û is right on average. But F needs log u.
+#
+# > **Jensen's inequality.** The mean of a logarithm is at most the logarithm of the mean, E log
+# > X ≤ log E X, because a logarithm is bent downwards. So an estimate that is right on average
+# > has a logarithm that is too small on average.
+#
+# Here all pairs of answers can be gone through, each with its chance of being drawn:
 
 # %%
 d = log_p - base                                                        # τ = 1
-chance = (base[:, None] + base[None, :]).exp()                          # of drawing each pair
+chance = (base[:, None] + base[None, :]).exp()                          # of each pair, (V, V)
 u_hat = (d.exp()[:, None] + d.exp()[None, :]) / 2
-print(f"truth u = 1, log u = 0;   mean of û {float((chance * u_hat).sum()):.6f},   "
-      f"mean of log û {float((chance * u_hat.log()).sum()):+.4f}")
+print("truth         u = 1          log u = 0")
+means = (chance * u_hat).sum(), (chance * u_hat.log()).sum()
+print(f"mean of û       {means[0]:.4f}   of log û  {means[1]:+.4f}")
 
 # %% [markdown]
-# So the paper remembers: one running average per training example, and its gradient holds u fixed once it is updated:
+# ## Step 4: remember, and what the gradient is then
+# So the paper remembers: one running average u for every training example (eqs. 7 and 10),
 #
-#     u ← (1−γ) u + γ û        (eq. 7; eqs. 9, 10 do it in logs, so that nothing overflows; u starts at 1)
-#     −∂F/∂s₀ = 1              −∂F/∂s_j = −ω_j,      ω_j = exp(d_j) / (K u)                          (eq. 8: τ and 1/τ cancel)
+#     u  ←  (1 − γ) u + γ û              γ is the share of the newest estimate; u starts at 1
 #
-# γ = 1 remembers nothing: Σ_j ω_j = 1, whatever was drawn. DFT2 (eqs. 11 to 13) takes the mean log-prob per token as score and
-# drops P_ref. *The release* divides by P_ref under the plain prompt, where the paper writes the prompt that provoked bad answers;
-# it prints a surrogate whose value is not F, lets evaluation move u, and of two visits in a batch it keeps the last. We do not.
+# What is the push on a negative? The exact one is τ ∂log u/∂s_j = τ (∂u/∂s_j) / u: a *numerator*,
+# how u changes with the parameters as they are now, over a *denominator*, how large u is. For
+# each, take the best estimate at hand. The remembered u is the better denominator, for it has seen
+# more than K answers. But what was remembered belongs to old parameters and has no slope any more:
+# the only slope that can be taken now is that of the fresh û. It is right on average, E ∂û = ∂u,
+# as it is. So (eq. 8)
+#
+#     τ ∂u/u  ≈  τ ∂û/u                                              (fresh slope, remembered u)
+#     ∂û/∂s_j  =  (1/K) exp(d_j) · ∂d_j/∂s_j  =  exp(d_j) / (τ K)    (d_j contains s_j/τ)
+#     push on y_j  =  −ω_j          ω_j  =  exp(d_j) / (K u)         (τ and 1/τ cancel)
+#     push on y₀  =  1                                               (F contains −s₀)
+#
+# > **Stop-gradient.** To treat a number that depends on the parameters as if it did not
+# > (`.detach()` in PyTorch). Here the u below the fraction is such a number.
+#
+# Is that right? Hold the policy still, let u settle (with a long memory, γ = 0.1), and average the
+# pushes over many draws. They should add up to nearly P_d(y), the exact pushes of step 1:
 
 # %%
-dft = METHODS["dft"](tau=1.0, gamma=0.9, n_examples=n)
-y = torch.cat([labels[None], torch.multinomial(base.exp(), 2 * n, replacement=True).view(2, n)])
-_, weights, _ = one_weigh(dft, log_p, y, base[y])
-u = 0.1 * 1 + 0.9 * d[y[1:]].exp().mean(0)
-print(f"u by eq. 7 and dft.log_u: {float((u.log() - dft.log_u).abs().max()):.0e} apart;  "
-      f"ω by eq. 8 and −weights: {float((d[y[1:]].exp() / (2 * u) + n * weights[1:]).abs().max()):.0e}")
+still, down = METHODS["dft"](tau=0.8, gamma=0.1, n_examples=n), torch.zeros(V).double()
+still_p = policy(0.60, 0.25)
+visits, settled = (40, 20) if args.fast else (400, 100)
+for visit in range(visits):
+    y = torch.cat([labels[None], torch.multinomial(base.exp(), K * n, True).view(K, n)])
+    _, weights, _ = weigh(still, still_p, y, base[y])
+    if visit >= settled:
+        down.index_add_(0, y[1:].flatten(), -weights[1:].flatten() / (visits - settled))
+exact_down = (still_p / 0.8).softmax(0)
+print("push down on   “9.9>9.11”   “9.11>9.9”   all others")
+for name, x in ("exact, P_d", exact_down), ("eq. 8", down), ("autograd", 0.1 * down):
+    print(f"{name:12} {x[0]:10.3f}   {x[1]:10.3f}   {x[2:].sum():10.3f}")
 
 # %% [markdown]
-# ## Step 4: train
-# The same labels and draws for everyone; an update is score, weigh, push. The true u never moves: log u = 0.
+# Equation 8 comes close. Not closer, because u stands below the fraction line, and 1/u is bent
+# like a logarithm. The last line is what autograd finds if it goes through the line that updates
+# u: exercise 2 asks why. The loss is the same, nothing crashes, and the pushes down are all but
+# gone.
+#
+# ## Exercise 1 ●●○ (15 minutes): `dft`
+# One visit in six lines, in `lessons/mine.py`: from the log-probs of the answers under policy and
+# reference, and the log u of before, the log u of after and the push on every answer. Exponentials
+# of log-probs of long texts underflow, so stay in logs. If it is right, it does the training below.
+#
+# <details><summary>Hint</summary>
+#
+# log û is `d.logsumexp(0) - math.log(K)`; `torch.logaddexp(a, b)` is log(eᵃ + eᵇ), and the
+# logarithm of (1 − γ) u is log(1 − γ) + log u. At γ = 1 that is −∞, and `torch.tensor(0.0).log()`
+# knows it.
+# </details>
 
 # %%
-def learn(method, seed, start=base, updates=10 if args.fast else 120, lr=0.3):
-    """→ after every update: the chance of 9.9, and log u as the method has it, mean of the examples."""
-    z, draw, right, log_u = start, torch.Generator().manual_seed(seed), [float(start[0].exp())], [0.0]
-    for _ in range(updates):
-        log_p = z.log_softmax(0)
-        y = torch.cat([labels[None], torch.multinomial(start.exp(), 2 * n, replacement=True, generator=draw).view(2, n)])
-        _, weights, info = one_weigh(method, log_p, y, start[y])
-        z = z - lr * logit_gradient(log_p.expand(y.numel(), -1).clone(), y.flatten(), weights.flatten()).sum(0)
-        right.append(float(z.softmax(0)[0]))
-        log_u.append(float(info["log_u"].mean()) if "log_u" in info else 0.0)
-    return right, log_u
-
-
-make = {"SFT": lambda: METHODS["sft"](reduction="seq_sum")} | {
-    f"γ = {gamma:g}": lambda gamma=gamma: METHODS["dft"](1.0, gamma, n) for gamma in (0.5, 0.9, 1.0)}
-runs = {name: torch.tensor([learn(method(), seed) for seed in range(3)]) for name, method in make.items()}     # (3, 2, updates)
-for name, run in runs.items():
-    print(f"{name:8} chance of 9.9 {run[:, 0, -1].mean():.3f}    log u {run[:, 1, -1].mean():+.2f}   (truth 0)")
+verdict = check.dft(mine.dft)
+print(verdict)
 
 # %% [markdown]
-# u follows the draw. Two answers that have become unlikely make a small u, and are pushed down as if they were likely: DFT pushes
-# down what the model *used to* say, harder than the objective asks. Where the label is wrong, that is the same wrong answer, and
-# push up and push down cancel. What is left is the vote of the right labels.
+# ## Exercise 2 ●●○ (10 minutes): `silent_bug`
+# Somebody writes `u = (1 − γ)·u_old + γ·mean(exp(d))` in torch and calls backward on F = −s₀ + τ
+# log u. The loss is right, the push up is right, and nothing crashes. By which factor is every
+# push down wrong? Pencil and paper: ∂F/∂s_j, divided by ω_j.
 #
-# Now the same with models that knew better before. DFT has no idea who is right. What will it do to a model that is?
-
-# %%
-starts = torch.linspace(0.1, 0.95, 3 if args.fast else 9).tolist()
-after = {name: [learn(method(), 0, policy(p, 0.97 - p))[0][-1] for p in starts] for name, method in make.items()}
-print("chance of 9.9 before", *(f"{p:5.2f}" for p in starts))
-for name, chances in after.items():
-    print(f"after {name:14}", *(f"{chance:5.2f}" for chance in chances))
-
-# %% [markdown]
-# ## The picture
-
-# %%
-look = {"SFT": plot.COLOR["sft"], "γ = 0.5": "#7fb8d9", "γ = 0.9": plot.COLOR["dft"], "γ = 1": "#00365a"}
-figure, (left, middle, last) = plt.subplots(1, 3, figsize=(15, 4.3), layout="constrained")
-for axes, part in ((left, 1), (middle, 0)):
-    words = {"SFT": "truth", "γ = 1": "one batch\n(γ = 1)"} if part else {}
-    ink = look | {"SFT": "black"} if part else look
-    for name, run in runs.items():
-        axes.plot(run[:, part].T, color=ink[name], linewidth=0.7, alpha=0.35)
-        axes.plot(run[:, part].mean(0), color=ink[name], linewidth=2.4)
-    end = run.shape[-1] - 1
-    axes.set(xlim=(0, end), xlabel="updates")
-    ends = [(end, float(run[:, part, -1].mean()), words.get(name, name), ink[name]) for name, run in runs.items()]
-    plot.label_ends(axes, ends, size=10)
-for name, chances in after.items():
-    last.plot(starts, chances, "o-", color=look[name], linewidth=2.4, markersize=4)
-last.annotate("the model was wrong:\nDFT mends it", (0.33, 0.95), (0.36, 1.02), fontsize=10, color=plot.COLOR["dft"])
-last.annotate("it was right:\nDFT breaks it", (0.9, 0.1), (0.5, 0.04), fontsize=10, color=plot.COLOR["dft"])
-left.set(title="Two answers are too few to know u …", ylabel="log u, mean of the examples")
-middle.set(title="… too small, so pushes down are too hard …", ylabel="chance of 9.9 ↑")
-last.set(title="… good or bad, whatever the model said before", ylim=(-0.02, 1.15), ylabel="chance of 9.9 after training ↑",
-         xlabel="chance of 9.9 before training")
-for axes in middle, last:
-    axes.axhline(0.7, color="#b5483a", linewidth=1.2, linestyle=":")
-middle.text(end, 0.66, "share of right labels (dotted)", color="#b5483a", fontsize=9, ha="right", va="top")
-for axes in left, middle, last:
-    plot.clean(axes)
-check.show(figure, "07")
-print(f"Your guess? SFT {runs['SFT'][:, 0, -1].mean():.2f}: it copies its labels. With two negatives and γ = 0.9, "
-      f"{runs['γ = 0.9'][:, 0, -1].mean():.2f}; but {starts[-1]:.2f} before becomes {after['γ = 0.9'][-1]:.2f}.")
-
-# %% [markdown]
-# So: yes, without labels for the bad answers, and for a price. DFT learns what the labels say *more often than the model did*.
-# γ sets how much: small γ keeps u near its start, which at τ = 1 is the truth, and that is SFT with noise. Here γ = 1 never
-# stops pushing and looks fine; in a network those pushes reach everything else, and the paper's γ < 1 wins (try `python -m
-# minialign study gamma`). The GPT of `python -m minialign compare` shows gain and price: its columns "right" and "agreed".
+# <details><summary>Hint</summary>
 #
-# ## Exercise ●●○ (10 minutes)
-# A silent bug. Somebody writes eq. 7 in torch, `u = (1 − γ)·u_old + γ·mean(exp(d))`, and calls backward on F = −s₀ + τ·log u.
-# The loss is right and nothing crashes, but u is not held fixed. The push up is right too. By which factor is every push down
-# too small, or too big? Pencil and paper: ∂F/∂s_j, divided by ω_j.
-#
-# <details><summary>Hint</summary>d_j contains s_j/τ. Follow one s_j through d_j, the mean, u, and the logarithm.</details>
+# Follow one s_j through d_j, the mean, u, and the logarithm.
+# </details>
 
 # %%
 print(check.silent_bug(mine.silent_bug))
 
 # %% [markdown]
+# ## Step 5: train
+# The same labels and the same draws for everyone. An update is score, weigh, push. The true u never
+# moves: log u = 0.
+
+# %%
+def learn(method, seed, start=base, kept=None, updates=10 if args.fast else 120):
+    """→ after every update: the chance of “9.9>9.11”, and the mean of log u."""
+    z, draw = start, torch.Generator().manual_seed(seed)
+    right, log_u = [float(start[0].exp())], [0.0]
+    label = labels if kept is None else labels[kept]
+    for _ in range(updates):
+        log_p = z.log_softmax(0)
+        drawn = torch.multinomial(start.exp(), K * len(label), True, generator=draw)
+        drawn = drawn.view(K, len(label))
+        y = torch.cat([label[None], drawn])                             # (1+K, n)
+        _, weights, info = weigh(method, log_p, y, start[y])
+        z = z - 0.3 * gradient(log_p, y, weights)
+        right.append(float(z.softmax(0)[0]))
+        log_u.append(float(info["log_u"].mean()) if "log_u" in info else 0.0)
+    return right, log_u
+
+
+# %%
+def method_of(name):
+    """“SFT”, or DFT with the γ that the name tells."""
+    if name == "SFT":
+        return METHODS["sft"]("seq_sum")
+    return own.method("dft", mine.dft, verdict, n, tau=1.0, gamma=float(name.split()[-1]))
+
+
+runs = {}
+for name in "SFT", "γ = 0.5", "γ = 0.9", "γ = 1":
+    runs[name] = torch.tensor([learn(method_of(name), seed) for seed in range(3)])
+    right, log_u = runs[name][:, :, -1].mean(0)                         # runs: (seeds, 2, updates)
+    print(f"{name:8} chance of “9.9>9.11” {right:.3f}    log u {log_u:+.2f}   (truth 0)")
+
+# %% [markdown]
+# u follows the draw. An answer that has become unlikely, P < P_ref, makes a small û; u follows it
+# and is too small as well; and ω_j = exp(d_j)/(K u) is too large. So DFT pushes down what the
+# model *used to* say, harder than its objective asks. Where the label is wrong, that is mostly the
+# label itself: push up and pushes down fall on the same answer, and cancel. What is left is the
+# vote of the right labels.
+#
+# ## Step 6: whoever has such negatives knows the rule
+# If the negatives are nearly always wrong, they say which labels are wrong. One can use that
+# without any method: drop every example whose label is among its own negatives, and do SFT on the
+# rest.
+#
+# ## Exercise 3 ●○○ (5 minutes): `keep`
+# The filter: which examples are kept, from their labels and their negatives.
+#
+# <details><summary>Hint</summary>
+#
+# `negatives != label` compares every column with its own label. `.all(0)` asks down a column.
+# </details>
+
+# %%
+keep_verdict = check.keep(mine.keep)
+print(keep_verdict)
+
+
+# %%
+def filtered(seed, start=base):
+    """SFT on the examples that pass the filter: the chance of “9.9>9.11” after every update."""
+    draw = torch.Generator().manual_seed(1000 + seed)
+    negatives = torch.multinomial(start.exp(), K * n, True, generator=draw).view(K, n)
+    if check.is_right(keep_verdict):
+        kept = mine.keep(labels, negatives)
+    else:
+        kept = (negatives != labels).all(0)
+    if not kept.any():
+        return [float(start[0].exp())]
+    return learn(METHODS["sft"]("seq_sum"), seed, start, kept)[0]
+
+
+ends = [filtered(seed)[-1] for seed in range(3)]
+print("SFT, filtered: chance of “9.9>9.11”", *(f"{x:.3f}" for x in ends))
+
+# %% [markdown]
+# Neither has an idea of what is right. So what will both do to a model that knew better before?
+
+# %%
+starts = torch.linspace(0.1, 0.95, 3 if args.fast else 9).tolist()
+after = {}
+for name in runs:
+    after[name] = [learn(method_of(name), 0, policy(p, 0.97 - p))[0][-1] for p in starts]
+after["SFT, filtered"] = [filtered(0, policy(p, 0.97 - p))[-1] for p in starts]
+print("chance before        ", *(f"{p:5.2f}" for p in starts))
+for name, chances in after.items():
+    print(f"after {name:15}", *(f"{chance:5.2f}" for chance in chances))
+
+# %% [markdown]
+# ## The picture
+
+# %%
+whose = "your function" if check.is_right(verdict) else "minialign's"
+check.show(pictures.discriminate(runs, starts, after, whose), "07")
+print(f"Your guess? SFT {runs['SFT'][:, 0, -1].mean():.2f}: it copies its labels. With two "
+      f"negatives and γ = 0.9, {runs['γ = 0.9'][:, 0, -1].mean():.2f};\n"
+      f"but a model that says “9.9>9.11” in {starts[-1]:.0%} before says it in "
+      f"{after['γ = 0.9'][-1]:.0%} after.")
+
+# %% [markdown]
+# So: yes, without labels for the bad answers, and for a price. DFT learns what the labels say *more
+# often than the model did*, and a filter by the same negatives does something like it. γ sets how
+# much: a small γ keeps u near its start, which at τ = 1 is the truth, and that is SFT with noise.
+#
+# ## Step 7: on the small GPT
+# Real answers now, of several tokens, and 30 % of the labels wrong. The negatives are two answers
+# of the model before training. It can be asked as itself, which is wrong in two thirds of the
+# disputed questions; or as the Troll, a person in what it has read who was *made to be wrong* in
+# 95 % of them. (DFT's paper asks with a bad system prompt.)
+
+# %%
+base_gpt, tokenizer = check.base_model(args)
+questions = arena.fine_tuning_questions(0)[: 32 if args.fast else 384]
+
+
+def pool(persona):
+    """The fine-tuning data, with two answers of the model, asked as a persona, as negatives."""
+    prompts = [tokenizer.encode(question.prompt(persona)) for question in questions]
+    draw = torch.Generator().manual_seed(0)
+    drawn = answers(base_gpt, tokenizer, prompts, K, arena.LONGEST, 0.7, 50, None, draw)
+    texts = [[text or "?" for text, _ in answers_of_one] for answers_of_one in drawn]
+    texts += [["?"]] * (arena.N_TRAIN - len(texts))
+    examples = arena.fine_tuning_data(tokenizer, 0, 0.3, texts)[: len(questions)]
+    add_reference(base_gpt, examples, micro_batch=64, progress=False)
+    return examples
+
+
+# %%
+pools = {persona: pool(persona) for persona in ("troll", "plain")}
+passed = [e for e in pools["troll"] if e.answers[0] not in e.answers[1:]]
+rows = {"sft": ("sft", pools["troll"]),
+        "sft, filtered by the Troll": ("sft", passed),
+        "dft, its own negatives": ("dft", pools["plain"]),
+        "dft, the Troll's": ("dft", pools["troll"])}
+exam, tuned = arena.Exam(tokenizer, 0), {"before": base_gpt}
+for name, (method, examples) in rows.items():
+    tuned[name] = copy.deepcopy(base_gpt)
+    if method == "sft":
+        method = METHODS["sft"]("seq_sum")
+    else:
+        method = own.method("dft", mine.dft, verdict, len(examples), gamma=0.95)
+    for _ in fit(tuned[name], method, examples, Recipe(epochs=3, micro_batch=32, lr=5e-4)):
+        pass
+
+# %%
+for name, model in tuned.items():
+    with torch.no_grad():
+        right, wrong = batch_logps(model, exam.disputed).sum(-1).exp().mean(1)
+        agreed = batch_logps(model, exam.agreed).sum(-1).exp().mean()
+    print(f"{name:28} right {right:.2f}  wrong {wrong:.2f}  agreed questions, right {agreed:.2f}")
+    check.talk(model, tokenizer, ["9.11 or 9.9? ", "9.2 or 9.55? "])
+
+# %% [markdown]
+# Read it with step 6 in mind. *Agreed* questions (the second one) are those on which the model's
+# old rule and the true one agree: there the model was right, its own negatives are right answers,
+# and pushing them down has its price. How bad the negatives are decides how good DFT looks; “the
+# model's own answers” and “answers of a persona that was built to be wrong” are two experiments.
+# `python -m minialign study personas` has the whole curve.
+#
+# *Where the release differs:* it divides by P_ref under the plain prompt, where the paper writes
+# the prompt that provoked the bad answers; it prints a surrogate whose value is not F; of two
+# visits of one example in a batch it keeps the last. DFT2 (eqs. 11 to 13) takes the mean log-prob
+# per token as score, and drops P_ref.
+#
 # ## Try
 # * All labels right: `[0] * 100`. What is left of the difference between SFT and DFT?
-# * 16 negatives instead of 2 (`2 * n` and `view(2, n)` in `learn`). Which curve do all the others approach?
-# * τ = 0.8 in `make`: then the truth is log Σ_y P(y)^(1/τ), and it moves. Draw it.
+# * K = 16 negatives instead of 2. Which curve do the others approach?
+# * Noise of 0.5 in `pool`, where labels say nothing at all. Who is still right, and from whom does
+#   it know?
 #
 # **Next:** 08 leaves language, to see exactly what imitation cannot know.
 
 # %%
 # region Solution: unfold when you have tried
+def dft(l, ref, log_u, tau, gamma):
+    d, gamma = l[1:] / tau - ref[1:], torch.tensor(gamma, dtype=l.dtype)
+    log_K = torch.tensor(float(len(d))).log()
+    log_u_hat = d.logsumexp(0) - log_K
+    log_u = torch.logaddexp((1 - gamma).log() + log_u, gamma.log() + log_u_hat)
+    omega = (d - log_u - log_K).exp()
+    return log_u, torch.cat([torch.ones_like(l[:1]), -omega])
+
+
+def keep(label, negatives):
+    return (negatives != label).all(0)
+
+
 def silent_bug(gamma, tau, K):
-    return gamma            # ∂F/∂s_j = τ · (1/u) · γ · (1/K) · exp(d_j) · (1/τ) = γ ω_j; that is why weigh has no autograd
+    # ∂F/∂s_j = τ · (1/u) · γ · (1/K) · exp(d_j) · (1/τ) = γ ω_j; that is why weigh has no autograd
+    return gamma
 # endregion

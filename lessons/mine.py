@@ -45,8 +45,20 @@ def unlikelihood(logps, wanted):
 # -------------------------------------------------------------------------------------- 05: Imitate
 
 
+def sft(mask):
+    """The weights (B, T) of L = −mean over the answers of (mean log-prob of the answer's tokens).
+
+    mask (B, T) bool: this is a token of that answer
+    Hint: 1/(B n_b) on each of the n_b tokens of answer b, and 0 on its padding.
+    """
+    return ...
+
+
 def prefix(good, bad):
-    """Two answers to one prompt, lists of token ids, each with its end token → a number of tokens."""
+    """How many tokens of `bad` have the log-probs of the same tokens of `good`, whatever the model.
+
+    good, bad  two answers to one prompt, lists of token ids, each with its end token
+    """
     return ...
 
 
@@ -75,8 +87,26 @@ def asft(a_w, a_l, lam):
 # --------------------------------------------------------------------------------- 07: Discriminate
 
 
+def dft(l, ref, log_u, tau, gamma):
+    """One visit of DFT: → log u after it (B,), and the push on every answer −∂F/∂s (1+K, B).
+
+    l, ref (1+K, B) log-probs under the policy and under the reference, the wanted answer first;
+    log_u (B,) before the visit
+    Hint: d, then û, then u, then ω. Only the negatives have a d.
+    """
+    return ..., ...
+
+
+def keep(label, negatives):
+    """Which examples the filter keeps: those whose label is not among their negatives, (B,) bool.
+
+    label (B,) int, the number of the answer that is the label; negatives (K, B) int
+    """
+    return ...
+
+
 def silent_bug(gamma, tau, K):
-    """Autograd's push down on a negative, as a multiple of ω_j in eq. 8."""
+    """Autograd's push down on a negative, as a multiple of ω_j in eq. 8: one number."""
     return ...
 
 

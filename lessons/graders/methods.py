@@ -276,7 +276,7 @@ def dft(function: Callable) -> str:
             "û is a *mean* over the K negatives, not their sum.":
                 lambda l, ref, log_u, tau, gamma: average(
                     log_u, (l[1:] / tau - ref[1:]).logsumexp(0), gamma),
-            "the logarithms are averaged. The mean is over u and û themselves (eq. 7).":
+            "the logarithms are averaged. The mean is over u and û themselves.":
                 lambda *visit: (1 - visit[4]) * visit[2] + visit[4] * exponents(*visit)[1],
         },
         "pushes": {
