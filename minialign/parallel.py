@@ -94,6 +94,11 @@ def gather(thing) -> list:
     return everyone
 
 
+def wait() -> None:
+    """Go on once all ranks are here."""
+    gather(None)
+
+
 def joined(x: Tensor) -> Tensor:
     """The tensors (n, …) of all ranks, one behind the other: (Σn, …)."""
     if world() == 1:

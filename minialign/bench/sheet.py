@@ -90,6 +90,25 @@ def sheet(config: Config, load: Load, recipe: Recipe, dtype: str = "bfloat16",
     }
 
 
+def per_rank(parts: dict[str, int], config: Config, dtype: str, ranks: int) -> dict[str, int]:
+    """A sheet of `sheet` for each of several ranks that share the model out (parallel.py).
+
+    Weights, gradients and moments are divided. "together" is what a rank has whole for a while:
+    the head and the embedding table, and two layers, one of them ahead of time; of each the weights
+    and the gradients, and these once more in float32 while they are sent.
+    """
+    if ranks == 1:
+        return parts
+    with torch.device("meta"):
+        model = Transformer(config)
+    layer = sum(p.numel() for p in model.model["layers"][0].parameters())
+    tables = model.head.numel() * (1 if config.tie else 2)
+    b = getattr(torch, dtype).itemsize
+    gradients = parts["gradients"] and b + 4
+    divided = {name: -(-parts[name] // ranks) for name in ("weights", "gradients", "optimizer")}
+    return {**parts, **divided, "together": (tables + 2 * layer) * (b + gradients)}
+
+
 def sampling_sheet(config: Config, dtype: str, device: str, prompts: int, longest: int, k: int,
                    new: int, top_k: int | None) -> dict[str, int]:
     """Bytes of {"weights", "cache", "work"} while k answers to so many prompts are drawn.

@@ -20,8 +20,6 @@ from minialign import METHODS, build_method, parallel
 from minialign.data import Example
 from minialign.evaluate import answer_logps
 from minialign.hf import lora
-from minialign.methods.dft import DFT
-from minialign.optim import AdamW
 from minialign.train import Recipe, fit
 
 # Every method, each on another model, so that all models and all ways of training have their turn.
