@@ -179,13 +179,15 @@ def shard(model, device: str) -> None:
     if model.config.tie:
         model.lm_head = model.model["embed_tokens"]
 
-    # The root's own parameters are those that are in no group yet: the last norm.
-    tables = [model.model[name] for name in ("embed_tokens", "embed_positions")
-              if name in model.model]
-    groups = [*model.model["layers"], *tables, model, *([] if model.config.tie else [model.lm_head])]
+    # The whole model comes last: its own are the parameters in no group yet, those of the last norm.
+    groups = [*model.model["layers"], model.model["embed_tokens"]]
+    if model.config.pos == "learned":
+        groups.append(model.model["embed_positions"])
+    if not model.config.tie:
+        groups.append(model.lm_head)
     mesh = init_device_mesh(torch.device(device).type, (world(),))
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    for module in sorted(groups, key=lambda module: module is model):          # the root comes last
+    for module in [*groups, model]:
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     model.register_forward_hook(bring_head)
 

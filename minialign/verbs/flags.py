@@ -135,7 +135,7 @@ def exit_status(prog: str, work: Callable[[], None]) -> int:
             work()
         return 0
     except KeyboardInterrupt as stop:
-        say(f"\n{prog}: {str(stop) or 'interrupted'}")
+        say(f"\n{prog}: {str(stop) or 'interrupted'}", by_all=False)
         return 130
     except BrokenPipeError:
         # Whoever read our output, `head` for instance, has seen enough. What Python still has to
@@ -147,7 +147,8 @@ def exit_status(prog: str, work: Callable[[], None]) -> int:
         return 1 if machine_failed(error) else 2
     except (MemoryError, RuntimeError) as error:
         if another_is_gone(error):
-            say(f"{prog}: another process of this run has ended; what it said tells why")
+            why = "what it said, or its exit code below, tells why"
+            print(f"{prog}: another process of this run has ended; {why}", file=sys.stderr)
             return 1
         if not out_of_memory(error):
             raise
@@ -167,12 +168,17 @@ def exit_status(prog: str, work: Callable[[], None]) -> int:
         return 1
 
 
-def say(sentence: str) -> None:
-    """On stderr; where several processes have found the same out, one of them says it."""
+def say(sentence: str, by_all: bool = True) -> None:
+    """On stderr. Of several processes each may have its own to say, or else the first one speaks.
+
+    What all of them have to say is read once: those that give way are ended before they speak.
+    """
     from minialign import parallel
 
-    parallel.give_way()
-    print(sentence, file=sys.stderr)
+    if by_all:
+        parallel.give_way()
+    if by_all or parallel.first():
+        print(sentence, file=sys.stderr)
 
 
 @contextmanager
