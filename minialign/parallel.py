@@ -179,7 +179,7 @@ def shard(model, device: str) -> None:
     if model.config.tie:
         model.lm_head = model.model["embed_tokens"]
 
-    # The whole model comes last: its own are the parameters in no group yet, those of the last norm.
+    # The whole model comes last. It gets what is in no group yet, the weights of the last norm.
     groups = [*model.model["layers"], model.model["embed_tokens"]]
     if model.config.pos == "learned":
         groups.append(model.model["embed_positions"])

@@ -90,12 +90,13 @@ def sheet(config: Config, load: Load, recipe: Recipe, dtype: str = "bfloat16",
     }
 
 
-def per_rank(parts: dict[str, int], config: Config, dtype: str, ranks: int) -> dict[str, int]:
-    """A sheet of `sheet` for each of several ranks that share the model out (parallel.py).
+def per_rank(parts: dict[str, int], config: Config, dtype: str, ranks: int,
+             adapters: Adapters | None = None) -> dict[str, int]:
+    """What one of several ranks holds that share a model out (parallel.py), from its `sheet`.
 
     Weights, gradients and moments are divided. "together" is what a rank has whole for a while:
-    the head and the embedding table, and two layers, one of them ahead of time; of each the weights
-    and the gradients, and these once more in float32 while they are sent.
+    the head and the embedding table, and two layers, one of them ahead of time. Of each that is the
+    weights, and if they learn the gradients, and these in float32 while they are sent.
     """
     if ranks == 1:
         return parts
@@ -104,9 +105,9 @@ def per_rank(parts: dict[str, int], config: Config, dtype: str, ranks: int) -> d
     layer = sum(p.numel() for p in model.model["layers"][0].parameters())
     tables = model.head.numel() * (1 if config.tie else 2)
     b = getattr(torch, dtype).itemsize
-    gradients = parts["gradients"] and b + 4
+    each = b if adapters else b + b + 4
     divided = {name: -(-parts[name] // ranks) for name in ("weights", "gradients", "optimizer")}
-    return {**parts, **divided, "together": (tables + 2 * layer) * (b + gradients)}
+    return {**parts, **divided, "together": each * (tables + 2 * layer)}
 
 
 def sampling_sheet(config: Config, dtype: str, device: str, prompts: int, longest: int, k: int,

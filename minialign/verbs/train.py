@@ -288,7 +288,8 @@ def run_in(out: Path, flags: Flags) -> None:
     # What the run will take of memory and disk is counted before a weight is read.
     load = load_of(examples, recipe)
     parts = sheet(shape, load, recipe, flags.dtype, flags.activation_checkpointing, adapters)
-    check_fits(per_rank(parts, shape, flags.dtype, parallel.world()), device, advice(flags))
+    mine = per_rank(parts, shape, flags.dtype, parallel.world(), adapters)
+    check_fits(mine, device, advice(flags))
     parameters = parameters_of(shape, flags.dtype, adapters)
     check_disk(out, parameters, parts["optimizer"], flags.checkpoint_every, flags.keep_best)
 

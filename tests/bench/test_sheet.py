@@ -16,6 +16,7 @@ from minialign.bench.sheet import (
     available,
     check_fits,
     load_of,
+    per_rank,
     sampling_sheet,
     sheet,
 )
@@ -152,3 +153,21 @@ def test_where_nothing_tells_how_much_memory_there_is_nothing_is_refused(monkeyp
     monkeypatch.delattr(os, "sysconf")
     assert available("cpu") == math.inf
     check_fits({"weights": 10**18}, "cpu", "nothing")
+
+
+def test_ranks_divide_what_they_share_and_hold_a_few_layers_whole():
+    shape, recipe = PRESETS["llama3-8b"], Recipe(micro_batch=1)
+    load = Load(2048, 2048, 2048, 2048)
+    one = sheet(shape, load, recipe, recompute=True)
+    assert per_rank(one, shape, "bfloat16", 1) == one
+    eight = per_rank(one, shape, "bfloat16", 8)
+    for name in "weights", "gradients", "optimizer":
+        assert one[name] <= 8 * eight[name] < one[name] + 8
+    assert eight["activations"] == one["activations"] and eight["head"] == one["head"]
+
+    # Two tables and two layers: weights and gradients in bfloat16, and gradients in float32.
+    whole = 2 * 128_256 * 4096 + 2 * (one["weights"] // 2 - 2 * 128_256 * 4096 - 4096) // 32
+    assert eight["together"] == 8 * whole and sum(eight.values()) < sum(one.values()) / 2
+    adapters = Adapters(16, 32.0)
+    frozen = sheet(shape, load, recipe, recompute=True, adapters=adapters)
+    assert per_rank(frozen, shape, "bfloat16", 8, adapters)["together"] == 2 * whole
