@@ -125,4 +125,4 @@ def test_what_all_processes_have_to_say_is_said_once(monkeypatch, capsys):
         say("no such file")
         say("interrupted", by_all=False)
         assert naps == slept
-    assert capsys.readouterr().err.split("\n") == ["no such file", "interrupted", "no such file", ""]
+    assert capsys.readouterr().err == "no such file\ninterrupted\nno such file\n"
