@@ -94,9 +94,9 @@ def per_rank(parts: dict[str, int], config: Config, dtype: str, ranks: int,
              adapters: Adapters | None = None) -> dict[str, int]:
     """What one of several ranks holds that share a model out (parallel.py), from its `sheet`.
 
-    Weights, gradients and moments are divided. "together" is what a rank has whole for a while:
-    the head and the embedding table, and two layers, one of them ahead of time. Of each that is the
-    weights, and if they learn the gradients, and these in float32 while they are sent.
+    Weights, gradients and moments are divided. But a rank has some of it whole for a while: the
+    head, the embedding table, and two layers, one of them ahead of time. Of each that is the
+    weights, and if they learn the gradients, and these once more in float32 while they are sent.
     """
     if ranks == 1:
         return parts
@@ -105,9 +105,13 @@ def per_rank(parts: dict[str, int], config: Config, dtype: str, ranks: int,
     layer = sum(p.numel() for p in model.model["layers"][0].parameters())
     tables = model.head.numel() * (1 if config.tie else 2)
     b = getattr(torch, dtype).itemsize
-    each = b if adapters else b + b + 4
-    divided = {name: -(-parts[name] // ranks) for name in ("weights", "gradients", "optimizer")}
-    return {**parts, **divided, "together": each * (tables + 2 * layer)}
+    whole = tables + 2 * layer
+    return {
+        **parts,
+        "weights": parts["weights"] // ranks + whole * b,
+        "gradients": parts["gradients"] // ranks + (0 if adapters else whole * (b + 4)),
+        "optimizer": parts["optimizer"] // ranks,
+    }
 
 
 def sampling_sheet(config: Config, dtype: str, device: str, prompts: int, longest: int, k: int,
