@@ -37,7 +37,7 @@ def results(tmp_path_factory):
     """{number of processes: {case: what it returned}}; one process is this one."""
     folder = tmp_path_factory.mktemp("together")
     found = {}
-    for n, cases in (2, [*together.CASES, "stepped"]), (3, IMPORTANT):
+    for n, cases in (2, [*together.CASES, "stepped", "held"]), (3, IMPORTANT):
         out = folder / f"{n}.pt"
         processes = start(n, str(out), *cases)
         if n == 2:                      # meanwhile
@@ -76,6 +76,11 @@ def test_rounding_does_not_depend_on_how_many_share_the_weights(results, n):
     ours, theirs = results[1]["stepped"], results[n]["stepped"]
     torch.testing.assert_close(theirs["parameters"], ours["parameters"], rtol=0, atol=0)
     assert theirs["norms"] == pytest.approx(ours["norms"], rel=1e-6)
+
+
+def test_a_rank_allocates_what_its_sheet_says(results):
+    for used, said in results[2]["held"].values():
+        assert used == pytest.approx(said, rel=0.15)
 
 
 def test_one_process_gets_back_what_it_gave(model):

@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import tiny_model
 
-from minialign import METHODS, build_method, parallel
+from minialign import METHODS, Config, Transformer, build_method, parallel
+from minialign.bench import sheet
 from minialign.data import Example
 from minialign.evaluate import answer_logps
 from minialign.hf import lora
 from minialign.optim import AdamW
-from minialign.train import Recipe, fit
+from minialign.train import Recipe, fit, gradient
 
 # Every method, on another model and trained in another way each, so that all have their turn.
 SHAPES = ["llama", "gpt2", "qwen2", "olmo2", "mistral", "qwen3"]
@@ -101,11 +102,35 @@ def stepped() -> dict:
     return {"parameters": parallel.whole_state(model), "norms": norms}
 
 
+def held() -> dict:
+    """What a step allocates beyond the shares that a rank keeps, and what the sheet says."""
+    shape = Config(vocab_size=8000, n_layer=8, n_head=8, n_kv_head=4, d_model=128, d_mlp=352)
+    draw, found = torch.Generator().manual_seed(3), {}
+    for dtype, recompute in ("float32", False), ("float32", True), ("bfloat16", True):
+        model = Transformer(shape).to(getattr(torch, dtype))
+        model.recompute = recompute
+        parallel.shard(model, "cpu")
+        tokens = torch.randint(8000, (2, 3, 40), generator=draw).tolist()
+        data = [Example(i, prompt, answers) for i, (prompt, *answers) in enumerate(tokens)]
+        method = build_method("asft", {}, 2)
+        gradient(model, method, data, 1)                # the shares of the gradients are there
+        used = sheet.allocated(lambda: gradient(model, method, data, 1))    # noqa: B023
+
+        load = sheet.load_of(data, Recipe(micro_batch=1))
+        one = sheet.sheet(shape, load, Recipe(), dtype, recompute)
+        said = sheet.per_rank(one, shape, dtype, parallel.world())
+        said = {name: said[name] for name in ("weights", "gradients", "activations", "head")}
+        kept = (one["weights"] + one["gradients"]) // parallel.world()
+        found[f"{dtype}, {recompute}"] = (used, sum(said.values()) - kept)
+    return found
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     parallel.begin("cpu")
     out, *names = sys.argv[1:]
-    results = {name: stepped() if name == "stepped" else trained(name) for name in names}
+    others = {"stepped": stepped, "held": held}
+    results = {name: others[name]() if name in others else trained(name) for name in names}
     if parallel.first():
         torch.save(results, out)
     parallel.end()
