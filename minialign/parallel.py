@@ -173,7 +173,7 @@ def shard(model, device: str) -> None:
     if world() == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     # A tied head is the embedding table: the whole layer, so that the two remain one group.
     if model.config.tie:
@@ -192,13 +192,14 @@ def shard(model, device: str) -> None:
     model.register_forward_hook(bring_head)
 
     # Each rank's loss is divided by the counts of the whole update, so gradients are added up. FSDP
-    # would take their mean. Its functions have had other names.
-    for module in model.modules():
-        if isinstance(module, FSDPModule) and hasattr(module, "set_gradient_divide_factor"):
+    # would take their mean. The names are those of torch 2.13; torch 2.6 had another one.
+    for module in [*groups, model]:
+        if hasattr(module, "set_gradient_divide_factor"):
             module.set_gradient_divide_factor(1.0)
+        else:
+            module.set_reduce_scatter_divide_factor(1.0)
+        if hasattr(module, "set_force_sum_reduction_for_comms"):
             module.set_force_sum_reduction_for_comms(True)
-        elif isinstance(module, FSDPModule):
-            module.set_reduce_scatter_divide_factor(1.0)                # torch 2.6
 
 
 def bring_head(model, inputs, hidden) -> None:
