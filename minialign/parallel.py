@@ -53,7 +53,7 @@ def begin(device: str) -> None:
 
 def end() -> None:
     """Part from the others. A process that fails does not come here, and torchrun ends them."""
-    if dist.is_initialized():
+    if world() > 1:
         dist.destroy_process_group()
 
 

@@ -155,8 +155,8 @@ def check_trained(model, examples: list[Example], step: int) -> None:
     The loop sees what an update did only in the next one, and after the last there is none.
     """
     mine = [parallel.local(p) for p in model.parameters()]
-    finite = all(p.isfinite().all() for p in mine)
-    if all(parallel.gather(finite)):
+    finite = all(parallel.gather(all(p.isfinite().all() for p in mine)))
+    if finite:
         try:
             answer_logps(model, examples[:1], 1, progress=False)
         except FloatingPointError:
