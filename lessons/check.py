@@ -3,13 +3,13 @@
 A lesson begins with    args = check.options()          args.fast: a smaller run, for the tests; args.solution: solve the exercise
 may start from          model, tokenizer = check.base_model(args)       the small GPT that has read answers to "9.11 or 9.9?"
 draws with              check.lines(axes, x, runs, c)   every seed faint, their mean bold
-and                     check.show(figure, "02")        saves out/02.png, and shows it in a notebook
+and                     check.show(figure, "03")        saves out/03.png, and shows it in a notebook
 asks the reader with    print(check.push(your_push))    "STILL BLANK", "NOT YET" and what is wrong in plain words, or "RIGHT"
 and ends with its folded solution, checked in the same way if args.solution.
 
 A grader has the name of its exercise. It computes the truth from the definition, on awkward inputs, and hands it to `judge.grade`
 together with what plausible mistakes would have given instead; back comes one sentence. Nothing here comes from a lesson.
-graders_1.py holds those of lessons 01 to 05, graders_2.py of 06 to 10; tests/test_lessons.py judges all of them.
+graders_1.py holds those of lessons 02 to 06, graders_2.py of 07 to 13; tests/test_lessons.py judges all of them.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The graders of lessons 01 to 05: the truth from the definition, on awkward inputs, and what mistakes would have given."""
+"""The graders of lessons 02 to 06: the truth from the definition, on awkward inputs, and what mistakes would have given."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ from decimal import Decimal, localcontext
 import torch
 from judge import grade
 
-# ---------------------------------------------------------------------------------------------------- 01: score an answer
+# ---------------------------------------------------------------------------------------------------- 02: score an answer
 
 def score(function: Callable) -> str:
     """Log-prob of an answer from logits (L, V), tokens (L,) and the mask of the answer's tokens (L,)."""
@@ -55,7 +55,7 @@ def score(function: Callable) -> str:
     }}, "shifted by one, masked, and it does not overflow. That is all a method ever sees of a model.")
 
 
-# ---------------------------------------------------------------------------------------------------- 02: push
+# ---------------------------------------------------------------------------------------------------- 03: push
 
 def push(function: Callable) -> str:
     """∂loss/∂z for loss = −Σ weights · log-prob: logits (T, V), tokens (T,), weights (T,), 0 on padding."""
@@ -113,7 +113,7 @@ def push(function: Callable) -> str:
     }}, "weights · (softmax − onehot). Every method here goes through this line; only the weights differ.")
 
 
-# ---------------------------------------------------------------------------------------------------- 03: the chunked backward
+# ---------------------------------------------------------------------------------------------------- 12: the chunked backward
 
 def backward(function: Callable) -> str:
     """d_h and d_W for loss = −Σ weights · log-prob from h (N, C), W (V, C), targets, logsumexps, weights and a chunk size."""
@@ -172,7 +172,7 @@ def backward(function: Callable) -> str:
     }, "every row once, whatever the chunk. A vocabulary of any size now fits.")
 
 
-# ---------------------------------------------------------------------------------------------------- 04: the shared opening
+# ---------------------------------------------------------------------------------------------------- 05: the shared opening
 
 def prefix(function: Callable) -> str:
     """How many tokens of a bad answer have the good answer's own log-probs: two lists of ids → a number."""
@@ -198,7 +198,7 @@ def prefix(function: Callable) -> str:
     }}, "one opening, one set of log-probs. SFT cannot raise the one answer there without the other.")
 
 
-# ---------------------------------------------------------------------------------------------------- 05: ASFT's weights
+# ---------------------------------------------------------------------------------------------------- 06: ASFT's weights
 
 def asft(function: Callable) -> str:
     """−∂L/∂a_w and −∂L/∂a_l of ASFT's loss, pair by pair: a_w, a_l (B,), λ."""

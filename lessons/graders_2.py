@@ -1,4 +1,4 @@
-"""The graders of lessons 06 to 10: the truth from the definition, on awkward inputs, and what mistakes would have given."""
+"""The graders of lessons 07 to 13: the truth from the definition, on awkward inputs, and what mistakes would have given."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from minialign.model import Config
 from minialign.train import Recipe
 from toy import lake as lakes
 
-# ---------------------------------------------------------------------------------------------------- 06: discriminate
+# ---------------------------------------------------------------------------------------------------- 07: discriminate
 
 def silent_bug(function: Callable) -> str:
     """Autograd's push down on a negative where u was not held fixed, as a multiple of eq. 8's: of gamma, tau and K."""
@@ -48,7 +48,7 @@ def silent_bug(function: Callable) -> str:
     }}, "γ. With γ = 0.9 nobody would notice 10 % less push; the release stops the gradient, and so do we.")
 
 
-# ---------------------------------------------------------------------------------------------------- 07: the lake
+# ---------------------------------------------------------------------------------------------------- 08: the lake
 
 def success(function: Callable) -> str:
     """Chance to reach a goal, of P (S, 4, S), a policy (S, 4), ends and goals (S,), start (S,)."""
@@ -98,7 +98,7 @@ def success(function: Callable) -> str:
     }}, "one linear system in place of ten thousand walks.", rtol=1e-3)
 
 
-# ---------------------------------------------------------------------------------------------------- 08: live with your guesses
+# ---------------------------------------------------------------------------------------------------- 09: live with your guesses
 
 def propagation(function: Callable) -> str:
     """Weights of IFT's propagated loss, of token losses c (T,) and gamma: S/Z detached, with gradient, and which is used."""
@@ -156,7 +156,7 @@ def propagation(function: Callable) -> str:
     }, "both. With the gradient, late and easy tokens can be pushed down; the release does that, `detach_weights` does not.")
 
 
-# ---------------------------------------------------------------------------------------------------- 09: the race
+# ---------------------------------------------------------------------------------------------------- 11: the race
 
 BUGS = (
     "The wanted and the rejected answers are swapped.",
@@ -205,7 +205,7 @@ def bug_hunt(function: Callable) -> str:
                  "all three, from nine curves. Draw such curves before you read code.")
 
 
-# ---------------------------------------------------------------------------------------------------- 10: for real
+# ---------------------------------------------------------------------------------------------------- 13: for real
 
 def peak(function: Callable) -> str:
     """Bytes at the peak of full fine-tuning with AdamW: of a Config, bytes per weight and gradient, bytes per moment."""

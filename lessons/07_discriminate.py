@@ -1,10 +1,10 @@
 # %% [markdown]
-# # 06 · Discriminate
+# # 07 · Discriminate
 # **The question:** can a model learn from its own bad answers, without anybody calling them bad?
 #
 # SFT only ever says "more of this". DFT (arXiv 2502.18679) also says "less of that", and takes the "that" from the model: what
 # it would have answered. Here answers are so few that every sum over *all answers* can be done, so you see what DFT estimates,
-# how wrong its estimate is, and that the error is what makes it work. You need lesson 02's weights. Twenty minutes, seconds of
+# how wrong its estimate is, and that the error is what makes it work. You need lesson 03's weights. Twenty minutes, seconds of
 # computing. Keep `minialign/methods/dft.py` open beside it.
 #
 # **Guess first.** A model answers "9.11 or 9.9?" with 9.11 (62 %), 9.9 (33 %), or one of 18 other things. It is trained for
@@ -179,7 +179,7 @@ for axes in middle, last:
 middle.text(end, 0.66, "share of right labels (dotted)", color="#b5483a", fontsize=9, ha="right", va="top")
 for axes in left, middle, last:
     plot.clean(axes)
-check.show(figure, "06")
+check.show(figure, "07")
 print(f"Your guess? SFT {runs['SFT'][:, 0, -1].mean():.2f}: it copies its labels. With two negatives and γ = 0.9, "
       f"{runs['γ = 0.9'][:, 0, -1].mean():.2f}; but {starts[-1]:.2f} before becomes {after['γ = 0.9'][-1]:.2f}.")
 
@@ -210,7 +210,7 @@ print(check.silent_bug(your_factor))
 # * 16 negatives instead of 2 (`2 * n` and `view(2, n)` in `learn`). Which curve do all the others approach?
 # * τ = 0.8 in `make`: then the truth is log Σ_y P(y)^(1/τ), and it moves. Draw it.
 #
-# **Next:** 07 leaves language, to see exactly what imitation cannot know.
+# **Next:** 08 leaves language, to see exactly what imitation cannot know.
 
 # %%
 # region Solution: unfold when you have tried

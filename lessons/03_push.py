@@ -1,10 +1,10 @@
 # %% [markdown]
-# # 02 · Push
+# # 03 · Push
 # **The question:** where does every gradient in this repository come from?
 #
 # No method in `minialign/methods` calls autograd. Each hands back one number per token, and a single line, `logit_gradient` in
 # `minialign/logps.py`, turns these numbers into a gradient. You derive that line here with pencil and paper and check every
-# step. You need the chain rule and lesson 01's log-probs. Ten minutes, seconds of computing.
+# step. You need the chain rule and lesson 02's log-probs. Ten minutes, seconds of computing.
 #
 # **Guess first.** A model gives token A probability 0.6 and token Z 0.001. A method pushes Z *down*, with strength 1. What
 # happens to A, which nobody mentioned? Write down: rises, falls or stays; a lot or a little.
@@ -65,7 +65,7 @@ print("differences     ", slope.numpy().round(6), f"  sum {slope.sum().abs():.0e
 #     ∂L/∂z_t = ∂L/∂l_t · ∂l_t/∂z_t = −weights_t · (onehot_t − softmax_t) = weights_t · (softmax_t − onehot_t)
 #
 # A method has only to say what its weights are. Here is ASFT (arXiv 2409.10571) typed as a paper has it, odds and all, and left
-# to autograd; and minialign's, where `weigh` knows no model and `logit_gradient` no method. Lesson 05 derives these weights.
+# to autograd; and minialign's, where `weigh` knows no model and `logit_gradient` no method. Lesson 06 derives these weights.
 
 # %%
 z = torch.randn(2, 4, 6, dtype=torch.float64).requires_grad_()         # (answers, tokens, vocabulary)
@@ -85,10 +85,10 @@ print(f"largest difference to autograd, all {z.numel()} numbers: {float((by_hand
 
 # %% [markdown]
 # Autograd kept every intermediate value of the (answers, tokens, vocabulary) block for this; `logit_gradient` needs the softmax and one
-# number per token. With 128,000 tokens in the vocabulary that is the difference between fitting on a GPU and not: lesson 03.
+# number per token. With 128,000 tokens in the vocabulary that is the difference between fitting on a GPU and not: lesson 12.
 #
 # Three things to know. *Released code* of these papers lets autograd do it: same numbers, more memory. *DFT*'s running average
-# (eq. 8) gives weights that are the gradient of no loss; the line above does not mind (lesson 06). *Not everything* fits: a loss
+# (eq. 8) gives weights that are the gradient of no loss; the line above does not mind (lesson 07). *Not everything* fits: a loss
 # that looks at probabilities of tokens not in the batch, such as label smoothing over the vocabulary, has no such weights.
 #
 # ## The picture: what a push does to the neighbours
@@ -115,7 +115,7 @@ heat.set_xticks(range(6), [f"“{name}”" for name in names])
 for r in range(len(rows)):
     heat.text(5.6, r, f"Σ = {abs(float(moves[r].sum())):.0f}", va="center", fontsize=11)
 heat.set_xlabel("where each logit goes: blue up, red down")
-check.show(figure, "02")
+check.show(figure, "03")
 after = (p.log() + moves[4]).softmax(0)
 print(f"Your guess? One step that pushes “7” down takes {float(p[5] - after[5]):.4f} of probability from it "
       f"and gives {float(after[0] - p[0]):.4f} to “1”.")
@@ -124,7 +124,7 @@ print(f"Your guess? One step that pushes “7” down takes {float(p[5] - after[
 # * A token that is already likely gains little from a push up: at probability 1, softmax is the one-hot row, and nothing moves.
 # * An *unlikely* token has nothing to give. Pushing it down all the same takes from everybody for the likeliest token, right or
 #   wrong: so methods that push down without end spoil a model. ASFT's weight on an answer fades as the answer becomes unlikely;
-#   DPO's only as its margin over the chosen one grows (lesson 05).
+#   DPO's only as its margin over the chosen one grows (lesson 06).
 #
 # ## Exercise ●○○ (5 minutes)
 # <details><summary>Hint</summary>`torch.zeros_like(z).scatter(1, y[:, None], 1.0)` is the one-hot matrix. A weight belongs to a
@@ -144,7 +144,7 @@ print(check.push(your_push))
 # * Set all probabilities of the picture to 1/6. Who pays for a push now?
 # * Take `step=1e-12` in `differences`. Why is smaller not better?
 #
-# **Next:** 03, the same line for a vocabulary that does not fit into memory.
+# **Next:** 05, the simplest weights there are.
 
 # %%
 # region Solution: unfold when you have tried

@@ -1,10 +1,10 @@
 # %% [markdown]
-# # 05 · Absolutely
+# # 06 · Absolutely
 # **The question:** why did both lines fall under DPO, and does ASFT prevent it?
 #
 # Train DPO on pairs of a chosen and a rejected answer, plot both log-probs, and the chosen one may fall as well. ASFT (arXiv
 # 2409.10571; Anchored SFT is another method) says: because DPO trains a difference; train each likelihood absolutely. You derive
-# both losses' weights, find out what pulls the chosen answer down, and see where ASFT lets go. You need lessons 02 and 04. Half
+# both losses' weights, find out what pulls the chosen answer down, and see where ASFT lets go. You need lessons 03 and 05. Half
 # an hour, one minute of it computing. Files: `minialign/methods/asft.py`, `minialign/methods/preference.py`.
 
 # %%
@@ -88,7 +88,7 @@ for a_l in -1.0, -1e-3, -1e-8:
 #     ∂L/∂p_w = −β σ(−z)/p_w        ∂L/∂p_l = β σ(−z)/p_l        |∂L/∂p_l| : |∂L/∂p_w| = p_w : p_l
 #
 # The rejected answer, soon the less likely one, has the larger slope. True; but in log-probs both are equal, always, and it is
-# through log-probs that a gradient enters the network (lesson 02). Rejected ÷ chosen:
+# through log-probs that a gradient enters the network (lesson 03). Rejected ÷ chosen:
 
 # %%
 for p_w, p_l in (0.3, 0.65), (0.65, 0.3), (0.95, 0.01):
@@ -157,7 +157,7 @@ for sign, word in (1, "up"), (-1, "down"):
 
 # %% [markdown]
 # The pushes up, left alone, bring the chosen answer to the top and keep it there. It is the push *down* that takes it along: the
-# two answers share their words, their context and every parameter, and lesson 02 said who gets what an unlikely token loses.
+# two answers share their words, their context and every parameter, and lesson 03 said who gets what an unlikely token loses.
 # So the cure is not to push the chosen answer harder, but to stop pushing the rejected one when it is unlikely enough. That is
 # λ p/(1−p). What it costs elsewhere, on questions nobody disputed and on another skill, is in the table of the README.
 #
@@ -186,7 +186,7 @@ for axes, name in zip(panels, names, strict=True):
     plot.clean(axes)
 panels[0].set_ylabel("log-prob of the answer ↑")
 figure.suptitle("arrows: push per token, relative to the push on the chosen answer", fontsize=10, color="#555555")
-check.show(figure, "05")
+check.show(figure, "06")
 print("Your guess? Typical probabilities (geometric means), chosen and rejected:")
 for name in names:
     w, l = (torch.tensor([points[-1][1][a] for points, _ in runs[name]]).mean().exp() for a in (0, 1))
@@ -215,7 +215,7 @@ print(check.asft(your_asft))
 # * `lr=5e-4`. When would you have stopped DPO, looking at these curves? And looking only at the share of pairs ranked right?
 # * "orpo", "simpo", "ipo" instead of "asft". Where does each let go? (`methods/preference.py` begins with the table.)
 #
-# **Next:** 06 pushes down what the model itself would say. No pairs needed.
+# **Next:** 07 pushes down what the model itself would say. No pairs needed.
 
 # %%
 # region Solution: unfold when you have tried

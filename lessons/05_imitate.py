@@ -1,9 +1,9 @@
 # %% [markdown]
-# # 04 · Imitate
+# # 05 · Imitate
 # **The question:** what does supervised fine-tuning (SFT) fix, and what does it never see?
 #
 # SFT shows a model good answers and nothing else. Yet the bad answers move, some of them up. You find out which and why, and
-# what SFT does when the good answers are not all good. You need lessons 01 and 02. Twenty minutes, one of computing (half of it
+# what SFT does when the good answers are not all good. You need lessons 02 and 03. Twenty minutes, one of computing (half of it
 # once, for the small GPT). Files: `minialign/methods/sft.py`, `minialign/train.py`.
 
 # %%
@@ -43,7 +43,7 @@ for reduction in "seq_sum", "seq_mean", "token_mean":
 # With `seq_sum` and `token_mean` every token counts the same and long answers more; with `seq_mean` answers count the same.
 #
 # ## Where it stops
-# A weight of 1 "forever" does not mean that everything becomes certain. Let a share q_v of the people answer token v. Lesson 02,
+# A weight of 1 "forever" does not mean that everything becomes certain. Let a share q_v of the people answer token v. Lesson 03,
 # averaged over them:
 #
 #     ∂L/∂z = Σ_v q_v (softmax − onehot_v) = softmax − q            which is 0 where softmax = q
@@ -99,7 +99,7 @@ for seed in [0] if args.fast else [0, 1, 2]:
 #
 # ## Why: three parts of a bad answer
 # 1. **Until it parts from the good answer** it is the same text after the same text: the same log-probs. SFT raises them.
-# 2. **At the token where it parts**, the context is the good answer's, and another token is the target. Lesson 02: the push up on
+# 2. **At the token where it parts**, the context is the good answer's, and another token is the target. Lesson 03: the push up on
 #    the target pulls every other logit down, each by its probability. What the model wrongly prefers falls furthest.
 # 3. **Behind it** the context is one that SFT never produces; what happens there is whatever generalises.
 
@@ -119,7 +119,7 @@ print(f"the wrong digit where right and wrong part: log-prob {float(before[2, 11
 #
 # *How does that differ from "likelihood of preferred answers up, of dispreferred ones down"?* SFT's weights are constants, on
 # wanted tokens only, and its loss cannot go below the entropy of the data. A weight below 0 acts on texts the data does not
-# contain, and log P, unlike −log P, has no lower end: something must make the push fade. Lesson 05 is about that something.
+# contain, and log P, unlike −log P, has no lower end: something must make the push fade. Lesson 06 is about that something.
 #
 # ## The picture
 
@@ -144,7 +144,7 @@ for x, word, color in (0.15, "shared opening", "#4393c3"), (0.55, "where it part
     bars.text(x, 1.03, word, color=color, transform=bars.transAxes, ha="center", fontsize=11)
 bars.set(xlabel="change of log-prob")
 bars.spines[["top", "right", "left"]].set_visible(False)
-check.show(figure, "04")
+check.show(figure, "05")
 rose = [name for name, values in parts.items() if sum(values) > 0]
 print(f"Your guess? SFT, which saw none of them, raised {' and '.join(f'“{name}”' for name in rose) or 'none'}, "
       f"and lowered {' and '.join(f'“{name}”' for name in parts if name not in rose) or 'none'}.")
@@ -167,9 +167,9 @@ print(check.prefix(your_prefix))
 # ## Try
 # * Label 30 % of the questions wrong (swap right and wrong in `answers(q)[:1]`). Where does the wrong digit's log-prob end?
 # * Train on questions in both orders. Which share of "9.11" is then the opening?
-# * Take `METHODS["ift"]()` instead of "sft". It too sees only good answers; lesson 08 says what it does with them.
+# * Take `METHODS["ift"]()` instead of "sft". It too sees only good answers; lesson 09 says what it does with them.
 #
-# **Next:** 05 pushes down on purpose.
+# **Next:** 06 pushes down on purpose.
 
 # %%
 # region Solution: unfold when you have tried

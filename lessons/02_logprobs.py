@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 01 · A GPT in one sitting
+# # 02 · Log-probs
 # **The question:** what does a language model say about a sentence?
 #
 # Everything in this repository is done to one kind of number, the log-probability of a token given those before it. Here you
@@ -51,7 +51,7 @@ for (prompt, answer), example in list(zip(texts, examples, strict=True))[:4]:
 #     P(y | x) = Π_t P(y_t | x, y_<t)             log P(y | x) = Σ_t log P(y_t | x, y_<t)
 #     P(v | x, y_<t) = exp z[v] / Σ_w exp z[w]    log P(y_t | x, y_<t) = z[y_t] − log Σ_w exp z[w]
 #
-# Training (supervised fine-tuning, SFT: eq. 1 of the DFT paper, 2502.18679, and lesson 04) raises these log-probs: the loss is
+# Training (supervised fine-tuning, SFT: eq. 1 of the DFT paper, 2502.18679, and lesson 05) raises these log-probs: the loss is
 # minus their mean.
 
 # %%
@@ -125,13 +125,13 @@ for x, persona in enumerate(said):
 bars.set(title="it answers as those it read (black lines)", ylabel="probability of the right answer", ylim=(0, 1))
 bars.set_xticks(range(len(said)), ["people", "Troll", "Sage"])
 plot.clean(bars)
-check.show(figure, "01")
+check.show(figure, "02")
 share = float(logps[1].min() / logps[1].sum())
 print(f"Your guess? Of the log-prob of “9.11”, {share:.0%} sits in one token, number {int(logps[1].argmin()) + 1} of 5.")
 
 # %% [markdown]
 # Up to the token where the answers part, right and wrong are the same text; after it, each is sure to be finished as it began.
-# So "lower the wrong answer" means: move one token. Keep that in mind for lessons 04 to 06.
+# So "lower the wrong answer" means: move one token. Keep that in mind for lessons 05 to 07.
 #
 # ## Exercise ●○○ (10 minutes)
 # Score an answer from the logits. One row holds prompt, answer and padding; `is_answer` says which tokens are the answer's.
@@ -153,7 +153,7 @@ print(check.score(your_score))
 # * Add the answer "9.11 " with a space before the end. Which token pays?
 # * Train on a tenth of the texts. Which task is learnt first: the form of an answer, reversing, or whom to believe?
 #
-# **Next:** 02 asks how such a number is moved.
+# **Next:** 03 asks how such a number is moved.
 
 # %%
 # region Solution: unfold when you have tried
