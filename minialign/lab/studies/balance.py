@@ -7,6 +7,7 @@ exact; nothing is trained here. What training moves is the study `fall`.
 """
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +23,22 @@ from minialign.lab.studies.lab import Findings, Lab, verdict
 from minialign.methods import METHODS
 from minialign.stats import show
 
-# What is compared: a method, and whether its alignment term stands alone.
-LINES = {"dpo": ("dpo", False), "asft, alignment alone": ("asft", True), "asft": ("asft", False)}
-COLORS = {"asft, alignment alone": COLOR["asft"], "asft": "#f0b184"}
-WHERE = {"dpo": 48, "asft, alignment alone": 30, "asft": 45}     # of 59: a line's name in the picture
+
+@dataclass
+class AlignmentAlone(METHODS["asft"]):
+    """ASFT without its likelihood term: λ · [ −log σ(log O_w) − log σ(−log O_l) ] alone."""
+
+    def weigh(self, logps, batch):
+        loss, weights, info = super().weigh(logps, batch)
+        likelihood, push, _ = METHODS["sft"]().weigh(logps, batch)
+        del info["loss_per_example"]
+        return loss - likelihood, weights - push, info
+
+
+ALONE = "asft, alignment alone"
+KINDS = {"dpo": METHODS["dpo"], ALONE: AlignmentAlone, "asft": METHODS["asft"]}
+COLORS = {ALONE: COLOR["asft"], "asft": "#f0b184"}
+WHERE = {"dpo": 48, ALONE: 30, "asft": 45}      # of 59: a line's name in the picture
 COORDINATES = {         # names of the ratios below: how they are spoken of
     "p": "in probabilities",
     "log_p": "in log-probs",
@@ -57,20 +70,18 @@ class Ratios(NamedTuple):
     one_context: float
 
 
-def gradient_ratios(name: str, p_w: float, p_l: float, alone: bool = False, **hyper) -> Ratios:
+def gradient_ratios(name: str, p_w: float, p_l: float, **hyper) -> Ratios:
     """How much larger a method's gradient is on the rejected answer than on the chosen one.
 
     Answers of one token with probabilities p_w + p_l ≤ 1; the reference is the policy itself.
 
-    alone   leave out the likelihood term of ASFT or ORPO, −mean log-prob of the chosen answer
+    name    a name in METHODS, or ALONE
     hyper   settings of the method
     """
-    method = METHODS[name](**hyper)
+    method = {**METHODS, **KINDS}[name](**hyper)
     logps = torch.tensor([p_w, p_l], dtype=torch.float64).log().view(2, 1, 1)       # (A, B, T)
     batch = Batch(mask=torch.ones(2, 1, 1, dtype=torch.bool), ref_logps=logps[..., 0])
     _, weights, _ = method.weigh(logps, batch)
-    if alone and name in ("asft", "orpo"):
-        weights = weights - METHODS["sft"]().weigh(logps, batch)[1]
     up, down = weights.flatten().abs().tolist()
 
     r = 1 - p_w - p_l
@@ -91,37 +102,37 @@ def balance(lab: Lab) -> Findings:
 
     # Taken where a run passes halfway: right and wrong have the base model's probabilities swapped.
     data = {"base": base}
-    for line, (name, alone) in LINES.items():
-        data[line] = {coordinate: [] for coordinate in COORDINATES}
+    for name in KINDS:
+        data[name] = {coordinate: [] for coordinate in COORDINATES}
         for right, wrong in zip(base["right"], base["wrong"], strict=True):
-            ratios = gradient_ratios(name, wrong, right, alone)
+            ratios = gradient_ratios(name, wrong, right)
             for coordinate in COORDINATES:
-                data[line][coordinate].append(getattr(ratios, coordinate))
+                data[name][coordinate].append(getattr(ratios, coordinate))
 
     even = {coordinate: [1.0] * len(lab.seeds) for coordinate in COORDINATES}
-    found, tests = [], []
+    found, tests, against = [], {}, []
     for coordinate, words in COORDINATES.items():
         larger = Difference(data["dpo"], even, coordinate)
-        nearer = off(data["asft, alignment alone"], coordinate) < off(data["dpo"], coordinate)
-        if larger.above() and nearer:
+        if larger.above() and off(data[ALONE], coordinate) < off(data["dpo"], coordinate):
             found.append(words)
-        tests.append(larger)
+            tests[f"DPO's ratio {words} over 1"] = larger
+            if off(data["asft"], coordinate) > off(data["dpo"], coordinate):
+                against.append(words)
     limits = []
     if len(found) < len(COORDINATES):
         limits.append(" and ".join(found))
-    if any(off(data["asft"], c) > off(data["dpo"], c) for c in COORDINATES
-           if COORDINATES[c] in found):
+    if against:
         limits.append("for the alignment term without the likelihood term")
     told = []
     for coordinate, words in COORDINATES.items():
-        told.append(f"{words} " + ", ".join(show(data[line][coordinate], 2) for line in LINES))
+        told.append(f"{words} " + ", ".join(show(data[line][coordinate], 2) for line in KINDS))
     sentence = (
         "Gradient on the rejected answer ÷ gradient on the chosen one (1 is balance), halfway, "
-        f"where right and wrong have changed places: {', '.join(LINES)}: {'; '.join(told)}."
+        f"where right and wrong have changed places: {'; '.join(KINDS)}: {'; '.join(told)}."
     )
     shown = {coordinate: (words, 2) for coordinate, words in COORDINATES.items()}
     return Findings(data, verdict(bool(found), True, ", ".join(limits)), sentence,
-                    partial(picture, base), shown)
+                    partial(picture, base), shown, tests=tests)
 
 
 def off(marks: dict[str, list], coordinate: str) -> float:
@@ -141,8 +152,8 @@ def picture(base: dict, *, folder, name: str) -> Path:
         axes.axhline(1, **plot.DASHES)
         axes.set(yscale="log", ylim=(2e-3, 60), xlim=(0, 1), xlabel="p(chosen)", title=words)
         plot.clean(axes)
-        for line, (method, alone) in LINES.items():
-            ys = [gradient_ratios(method, p, 1 - rest - p, alone)[i] for p in ps]
+        for line in KINDS:
+            ys = [gradient_ratios(line, p, 1 - rest - p)[i] for p in ps]
             color = plot.color_of(line, COLORS)
             axes.plot(ps, ys, color=color, linewidth=2.2)
             if i == 0:

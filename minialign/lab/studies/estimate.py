@@ -36,7 +36,6 @@ SAME = 1e-5             # probabilities this close are one and the same, but for
 MARKS = {
     "probability": ("p(expert's token)", 3),
     "off": ("off the truth", 3),
-    "off_at_first": ("up to the first slip", 6),
 }
 READS = {               # what is read before each token: how it is spoken of
     "sft": "the expert's words (SFT)",
@@ -149,11 +148,10 @@ def estimate(lab: Lab) -> Findings:
         of_seeds["small GPT"].append(summary(estimates(model, small_examples(seed, tokenizer))))
         model, tokenizer = load_model(REAL)
         of_seeds[REAL].append(summary(estimates(model, real_examples(seed, tokenizer))))
-    data, lines = {}, {}
+    data = {}
     for name, seeds in of_seeds.items():
-        for read in READS:
-            data[f"{name}, {READS[read]}"] = columns([marks[read] for marks in seeds])
-        lines[name] = {READS[read]: data[f"{name}, {READS[read]}"]["line"] for read in READS}
+        for read, words in READS.items():
+            data[f"{name}, {words}"] = columns([marks[read] for marks in seeds])
 
     tests, told, true = {}, [], True
     for name in of_seeds:
@@ -175,7 +173,9 @@ def estimate(lab: Lab) -> Findings:
         limits.append("for SFT: λ = 1 is the truth up to the policy's first slip and no further")
     found = verdict(bool(over), all(d.below(SMALL) for d in tests.values()), ", ".join(limits))
     sentence = f"Probability of the expert's next token. {'. '.join(told)}."
-    row = [(name, "probability of the expert's next token", lines[name]) for name in lines]
-    draw = partial(plot.curves, [row], "What does the policy seem to prefer, and behind whose words?",
-                   COLORS, xlabel="token of the answer")
-    return Findings(data, found, sentence, draw, MARKS)
+    lines = {words: data[f"{REAL}, {words}"]["line"] for words in READS.values()}
+    panel = ("", f"{REAL}: probability of the expert's next token", lines)
+    draw = partial(plot.curves, [[panel]], "Behind whose words is the policy asked?", COLORS,
+                   xlabel="token of the answer")
+    return Findings(data, found, sentence, draw, MARKS, tests={
+        f"behind the expert's words over its own, {name}": d for name, d in tests.items()})
