@@ -122,8 +122,7 @@ class AdamW:
         w ← w − lr (m̂ / (√v̂ + ε) + decay · w)
 
     The arithmetic is float32 whatever the dtype of the parameters; bf16 parameters are rounded
-    stochastically. β₁ = 0 is RMSprop with v̂ for v, and keeps no m. (torch.optim.RMSprop takes v,
-    so that its first update is 1/√(1−β₂) times as large: ten times at β₂ = 0.99.)
+    stochastically. β₁ = 0 is RMSprop (with v̂ for v), and keeps no m.
 
     `moments` is the dtype of m and v. bfloat16 halves their memory, and for them rounding to the
     nearest will do: an update moves a moment by 5 or 10 % of its distance from the gradient, and

@@ -2,9 +2,7 @@
 # IFT as in its appendix B.1: Mistral-7B on UltraFeedback.
 #
 # The paper trains with RMSprop, which is AdamW without a memory of gradients (--beta1 0). That
-# also saves 13 GiB. Ours corrects the first updates as Adam does; torch.optim.RMSprop does not, so
-# its first update is ten times as large (the warmup makes that matter less). Released code clips
-# gradients at 10. All weights learn.
+# also saves 13 GiB. All weights learn.
 #
 # Needs    one GPU of 80 GB; a folder Mistral-7B-v0.1 (hf download mistralai/Mistral-7B-v0.1
 #          --local-dir Mistral-7B-v0.1); ultrafeedback.jsonl with rows {"prompt", "completion"}
@@ -14,5 +12,5 @@ set -euo pipefail
 
 python -m minialign train --model Mistral-7B-v0.1 --data ultrafeedback.jsonl \
     --method ift --lam 0.2 --gamma 0.95 --lr 5e-7 --beta1 0 --beta2 0.99 \
-    --clip 10 --epochs 3 --batch 512 --warmup 0.1 --max-len 1024 --pass-tokens 16384 \
+    --epochs 3 --batch 512 --warmup 0.1 --max-len 1024 --pass-tokens 16384 \
     --dtype bfloat16 --moments bfloat16 --activation-checkpointing --device cuda --out ift
