@@ -24,11 +24,11 @@ class Claim:
 
 STUDIES = {
     "likelihoods": Claim(
-        "DFT raises the wanted answers as SFT does while its own answers fall; under SimPO and "
+        "DFT raises the wanted answers as SFT does while the model's own fall; under SimPO and "
         "SPIN the wanted ones fall too", "DFT, Fig. 3; SPIN added", "dft:likelihoods"),
     "gamma": Claim(
         "a moving average (γ 0.8 to 0.95) is much better than none (γ = 1)",
-        "DFT, Table 8", "dft:gamma"),
+        "DFT, Table 8 and Fig. 2", "dft:gamma"),
     "negatives": Claim(
         "two negatives per prompt are better than one, and than four",
         "DFT, Table 9", "dft:negatives"),
@@ -39,11 +39,15 @@ STUDIES = {
         "negatives from an adversarial system prompt are the best, from a good one the worst",
         "DFT, Fig. 7", "dft:personas"),
     "methods": Claim(
-        "on self-play data DFT beats SFT and every preference method",
-        "DFT, Table 2", "dft:methods", seeds=4),
-    "lr": Claim(
-        "DFT beats SFT and preference methods, each at its own best learning rate",
-        "DFT, Table 2 and §A.2", "dft:lr", seeds=3),
+        "on self-play data DFT beats SFT and each of SPIN, SimPO, SimPO-SFT, KTO, ORPO and DPO-p, "
+        "all at their own best settings", "DFT, Table 2 and §A.2", "rivals:methods"),
+    "two_stages": Claim(
+        "DFT is as good as SFT followed by DPO, SimPO or KTO on preference pairs, and better than "
+        "SFT followed by DPO or SimPO on the model's own answers", "DFT, Tables 3 and 4",
+        "rivals:two_stages"),
+    "motivation": Claim(
+        "SFT, which sees good answers only, may leave the bad answer likely; DFT makes it unlikely",
+        "DFT, §4, motivating example", "rivals:motivation"),
     "tau": Claim(
         "τ is best near 1 for DFT, near 0.3 for DFT2", "DFT, §A.2, Tables 5 and 6", "dft:tau"),
     "exact_u": Claim(
@@ -107,7 +111,7 @@ def run(
     seeds     how many; None: as many as the claim says
     methods   which ones race in the study "methods"; None: its own
     judge     a model folder that judges in the study "writer"; None: its own
-    tune      choose the learning rates of the study "writer" instead
+    tune      choose the settings of the study "methods" or "writer" instead
     """
     from minialign.lab.studies.lab import Lab, many_at_once  # here torch is needed
 

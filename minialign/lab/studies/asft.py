@@ -20,19 +20,17 @@ from minialign.lab.studies.lab import (
     by_condition,
     less,
     more,
-    rates,
     sft_and_control,
-    tuned,
     verdict,
 )
+from minialign.lab.studies.tuned import at_best, in_words
 from minialign.stats import show
 
 
 def asft_vs_dpo(lab: Lab) -> Findings:
     fixed = {name: Run(name, persona=None) for name in ("asft", "orpo", "dpo")}
-    best = tuned(lab, {name: fixed[name] for name in ("asft", "dpo")})
-    at_best = {f"{name} tuned": run for name, run in best.items()}
-    data = lab.run(sft_and_control() | fixed | at_best)
+    best = {f"{name} tuned": at_best("pairs", name) for name in ("asft", "dpo")}
+    data = lab.run(sft_and_control() | fixed | best)
     for marks in data.values():
         # The excess: how many nats more the rejected answer lost than the chosen one gained.
         if "good_logp_change" in marks:
@@ -52,10 +50,11 @@ def asft_vs_dpo(lab: Lab) -> Findings:
 
     names = ("dpo", "asft", "orpo", "sft")
     told = ", ".join(f"{name} {average(data[name]['excess']):.1f}" for name in names)
+    told_best = ", ".join(in_words(name, run) for name, run in best.items())
     sentence = (
         f"Nats the rejected answer loses beyond what the chosen one gains: {told}; asft against "
         f"dpo {at_one_rate}, against sft {against_sft}; asft against dpo, each at its best "
-        f"learning rate ({rates(best)}), {at_own_rates}. The chosen answer ends {kept} nats above "
+        f"setting ({told_best}), {at_own_rates}. The chosen answer ends {kept} nats above "
         f"DPO's, which falls {fell} further from its peak."
     )
     shown = {name: data[name] for name in ("sft", "orpo", "asft", "dpo", "dpo tuned")}
@@ -65,7 +64,7 @@ def asft_vs_dpo(lab: Lab) -> Findings:
     ]
     question = (
         "Labelled pairs: does the chosen answer stay up while the rejected one falls?  "
-        f"(learning rate {RECIPE.lr:g}, dpo tuned {best['dpo'].recipe.lr:g})"
+        f"(learning rate {RECIPE.lr:g}, {in_words('dpo tuned', best['dpo tuned'])})"
     )
     draw = partial(plot.curves, [row], question, {"dpo tuned": "#e7a6cb"}, start=True)
     marks = MARKS | {"peak_lost": ("lost from its peak", 2), "excess": ("excess", 1)}
