@@ -50,6 +50,12 @@ STUDIES = {
         "DFT, §4, motivating example", "rivals:motivation"),
     "tau": Claim(
         "τ is best near 1 for DFT, near 0.3 for DFT2", "DFT, §A.2, Tables 5 and 6", "dft:tau"),
+    "pools": Claim(
+        "sampled answers score like one another and far above random text; the log-sum-exp weighs "
+        "the likeliest negative most, which an average over pairs does not",
+        "DFT, Fig. 1 and §6", "pools:pools"),
+    "dft_cost": Claim(
+        "without a reference DFT2 costs much less than DFT", "DFT, §5, Fig. 4", "rivals:dft_cost"),
     "exact_u": Claim(
         "the moving average u estimates its sum over all answers better than the batch at hand "
         "(γ = 1)", "DFT, eq. 7 and §4.2", "exact:exact_u"),

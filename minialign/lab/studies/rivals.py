@@ -1,7 +1,7 @@
 """What the DFT paper (arXiv 2502.18679) claims against SFT and preference methods, tables 2 to 4.
 
-Every method runs at the setting that was chosen for it (tuned.py). `minialign compare` shows all
-of them at one learning rate, on the same data.
+And what it says of DFT's cost beside DFT2's. In tables 2 to 4 every method runs at the setting that
+was chosen for it (tuned.py); `minialign compare` shows them all at one learning rate.
 """
 
 from functools import partial
@@ -10,7 +10,7 @@ from minialign.lab import plot
 from minialign.lab.arena import Run
 from minialign.lab.plot import COLOR
 from minialign.lab.race import CONDITIONS, CONTROL, TITLES, Difference, tripled
-from minialign.lab.studies import tuned
+from minialign.lab.studies import cost, tuned
 from minialign.lab.studies.lab import (
     SMALL,
     TRAINED_FOR,
@@ -27,6 +27,7 @@ from minialign.lab.studies.tuned import at_best, in_words
 # The rivals of the paper's table 2, every one of them.
 RIVALS = ("spin", "simpo", "simpo_sft", "kto", "orpo", "dpop")
 LIKELY = 0.1            # a probability at which we still call the bad answer likely
+MUCH = 0.25             # a share of time and of memory that we call much to save
 
 
 def motivation(lab: Lab) -> Findings:
@@ -127,6 +128,37 @@ def two_stages(lab: Lab) -> Findings:
     question = "One stage of DFT, or SFT and then a preference method?"
     return Findings(data, in_parts(parts), sentence,
                     partial(plot.answer_bars, by_condition(data), question, colors), tests=tests)
+
+
+def dft_cost(lab: Lab) -> Findings:
+    """A step of DFT and of DFT2, as the study `cost` measures it, with one negative per prompt."""
+    live, stored = "dft, reference in memory", "dft, reference stored"
+    hyper = {"n_examples": cost.PAIRS}
+    data = cost.measure(lab, {
+        "sft": ("sft", {}),
+        "dft2": ("dft2", hyper),
+        stored: ("dft", hyper, "stored"),
+        live: ("dft", hyper, "in memory"),
+    })
+    cost.compare_with(data, live)
+    parts, tests, told = {}, {}, []
+    for setting in (live, stored):
+        less_of = {mark: Difference(data[setting], data["dft2"], f"{mark}_ratio")
+                   for mark in ("seconds", "megabytes")}
+        parts[setting.removeprefix("dft, ")] = verdict(
+            all(d.above(MUCH) for d in less_of.values()),
+            any(d.below(MUCH) for d in less_of.values()))
+        tests |= {f"{mark}, dft2 under {setting}": d for mark, d in less_of.items()}
+        told.append(f"with the {setting.removeprefix('dft, ')} DFT2 saves "
+                    f"{less_of['seconds'].percent()} time and "
+                    f"{less_of['megabytes'].percent()} memory")
+    sentence = (
+        f"Of a DFT step with its reference in memory: {'; '.join(told)} ({MUCH:.0%} of each would "
+        "be much). Drawing the negatives is not counted: both need them."
+    )
+    question = "What does DFT2 save by having no reference?"
+    return Findings(data, in_parts(parts), sentence, cost.picture(data, question), cost.MARKS,
+                    tests=tests)
 
 
 def tune(lab: Lab) -> Findings:
