@@ -20,9 +20,9 @@ from minialign.data import Batch, Example, collate
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.lab import arena
 from minialign.lab.arena import RECIPE, Run
-from minialign.lab.race import CONTROL, Difference
+from minialign.lab.race import CONTROL, TITLES, Difference
 from minialign.lab.small import tasks
-from minialign.lab.studies import STUDIES, balance, cost, dft, exact, ift, lab
+from minialign.lab.studies import STUDIES, balance, cost, dft, exact, ift, lab, tuned
 from minialign.lab.studies.lab import HOLDS, NOT, OPEN, TRAINED_FOR, Better, Lab
 from minialign.methods import METHODS, build_method
 from minialign.model import Config, Transformer
@@ -70,38 +70,77 @@ class Pretend(Lab):
         return data
 
 
+def in_all(parts, verdict, others):
+    """A verdict in parts: the same for all but the others."""
+    return lab.in_parts(dict.fromkeys(parts, verdict) | others)
+
+
+FIGURE_3 = {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": -2},
+            "spin": {"wanted_change": -3}}
+FIGURE_3_PARTS = ("the wanted answers rise under DFT", "as under SFT",
+                  "the model's own answers fall, against SFT",
+                  "under SimPO the wanted ones fall", "under SPIN too")
+TABLE_2_PARTS = [f"over {whom}, {title}" for title in TITLES.values()
+                 for whom in ("SFT", "every preference method")]
+TABLES_3_4_PARTS = [f"{words}, {title}" for title in TITLES.values()
+                    for words in ("as good as with preference pairs",
+                                  "better than with its own answers")]
+
 OPPOSITES = [   # study, marks by setting, verdict, and what else must change with the marks
-    ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": -2},
-                     "spin": {"wanted_change": -3}}, HOLDS),
-    ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": -2},
-                     "spin": {"wanted_change": -3}, "spin tuned": {"wanted_change": 1}},
-     "holds only for DFT and simpo"),
-    ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": 2},
-                     "spin": {"wanted_change": -3}}, "holds only for DFT and spin"),
-    ("likelihoods", {"dft": {"negatives_change": -1}}, NOT),
+    ("likelihoods", FIGURE_3, HOLDS),
+    ("likelihoods", FIGURE_3 | {"dft": {"negatives_change": -9, "wanted_change": 0.2}},
+     in_all(FIGURE_3_PARTS, HOLDS, {"as under SFT": NOT})),
+    ("likelihoods", FIGURE_3 | {"simpo": {"wanted_change": 2}},
+     in_all(FIGURE_3_PARTS, HOLDS, {"under SimPO the wanted ones fall": NOT})),
+    ("likelihoods", FIGURE_3 | {"dft": {"negatives_change": -9, "jitter": 3}},
+     in_all(FIGURE_3_PARTS, HOLDS, {"the wanted answers rise under DFT": OPEN,
+                                    "as under SFT": OPEN})),
     ("gamma", {"γ 0.9": {"right": 0.9}, "γ 1": {"right": 0.5}}, HOLDS),
+    ("gamma", {"γ 0.9": {"right": 0.9, "average": 0.1}, "γ 1": {"right": 0.5}},
+     f"holds only {TRAINED_FOR}"),
+    ("gamma", {"γ 0.9": {"right": 0.9}, "γ 1": {"right": 0.5}, "floor": {"right": 0.8}},
+     "holds, and a floor without memory gives most of the gain"),
     ("gamma", {"γ 0.9": {"right": 0.5}, "γ 1": {"right": 0.9}}, NOT),
+    ("gamma", {"γ 0.9": {"jitter": 1}}, OPEN),
     ("negatives", {"B 1": {"right": 0.6}, "B 2": {"right": 0.9}, "B 4": {"right": 0.7}}, HOLDS),
     ("negatives", {"B 1": {"right": 0.9}, "B 2": {"right": 0.8}, "B 4": {"right": 0.7}},
-     "holds only from two negatives on"),
-    ("negatives", {"B 1": {"right": 0.9}, "B 2": {"right": 0.7}, "B 4": {"right": 0.8}}, NOT),
+     "two over one, bad persona: does not hold here; two over four, bad persona: holds; "
+     "two over one, plain persona: does not hold here; two over four, plain persona: holds"),
+    ("negatives", {"B 2": {"jitter": 1}}, OPEN),
     ("temperature", {"T 0.7": {"right": 0.9}}, HOLDS),
     ("temperature", {}, NOT),
-    ("temperature", {"plain T 0.7": {"right": 0.9}}, "holds only for the plain persona"),
+    ("temperature", {"plain T 0.7": {"right": 0.9}}, f"bad persona: {NOT}; plain persona: holds"),
+    ("temperature", {"T 0.7": {"jitter": 1}}, OPEN),
     ("personas", {"bad": {"right": 0.9}, "good": {"right": 0.2}}, HOLDS),
     ("personas", {"bad": {"right": 0.3}, "good": {"right": 0.9}}, NOT),
-    ("tau", {"dft τ 1": {"right": 0.9}, "dft2 τ 0.3": {"right": 0.9}}, HOLDS),
-    ("tau", {"dft2 τ 0.3": {"right": 0.9}},
-     "holds only for DFT2; to the other form τ hardly matters"),
+    ("personas", {"bad": {"right": 0.9}},
+     f"the bad persona's are the best: holds; the good one's the worst: {NOT}"),
+    ("tau", {"dft τ 1": {"right": 0.9}, "dft τ 1.5": {"right": 0.4}, "dft2 τ 0.3": {"right": 0.9}},
+     HOLDS),
+    ("tau", {"dft2 τ 0.3": {"right": 0.9}}, f"DFT near 1: {NOT}; DFT2 near 0.3: holds"),
     ("tau", {}, NOT),
     ("tau", {"dft τ 1.5": {"right": 0.9}}, NOT),
     ("methods", {"dft": {"right": 0.9}}, HOLDS),
-    ("methods", {"dft": {"right": 0.9, "average": 0.2}}, f"holds only {TRAINED_FOR}"),
-    ("methods", {"noisy dft": {"right": 0.9}}, "holds only if labels are wrong"),
+    ("methods", {"dft": {"right": 0.9, "average": 0.2}},
+     in_all(TABLE_2_PARTS, f"holds only {TRAINED_FOR}",
+            {part: HOLDS for part in TABLE_2_PARTS if "preference" in part})),
+    ("methods", {"noisy dft": {"right": 0.9}},
+     in_all(TABLE_2_PARTS, HOLDS, {part: NOT for part in TABLE_2_PARTS if "right" in part})),
+    ("methods", {"dft": {"right": 0.9}, "clean kto": {"right": 0.95}},
+     in_all(TABLE_2_PARTS, HOLDS, {TABLE_2_PARTS[1]: NOT})),
+    ("methods", {"dft": {"right": 0.9}, "x3": {"right": 0.95}},
+     in_all(TABLE_2_PARTS, HOLDS, {part: NOT for part in TABLE_2_PARTS if "over SFT" in part})),
     ("methods", {"dft": {"right": 0.3}}, NOT),
-    ("lr", {"noisy dft": {"right": 0.9, "average": 0.1}},
-     "holds only if labels are wrong, and nothing counts but the questions trained for"),
-    ("lr", {}, NOT),
+    ("methods", {"dft": {"jitter": 1}}, OPEN),
+    ("two_stages", {"dft": {"right": 0.9}}, HOLDS),
+    ("two_stages", {}, in_all(TABLES_3_4_PARTS, HOLDS,
+                              {part: NOT for part in TABLES_3_4_PARTS if "better" in part})),
+    ("two_stages", {"clean sft → kto": {"right": 0.8}, "noisy dft": {"right": 0.9}},
+     in_all(TABLES_3_4_PARTS, HOLDS, {TABLES_3_4_PARTS[0]: NOT, TABLES_3_4_PARTS[1]: NOT})),
+    ("motivation", {"sft": {"wrong": 0.3}, "dft": {"wrong": 0.01}}, HOLDS),
+    ("motivation", {"base": {"wrong": 0.6}, "sft": {"wrong": 0.02}, "dft": {"wrong": 0.0}},
+     f"SFT leaves the bad answer likely: {NOT}; DFT makes it less likely: holds"),
+    ("motivation", {"base": {"wrong": 0.6}, "sft": {"wrong": 0.02}, "dft": {"wrong": 0.1}}, NOT),
     ("asft_vs_dpo", {"dpo": {"bad_logp_change": -20}}, HOLDS),
     ("asft_vs_dpo", {"dpo": {"bad_logp_change": -20}, "dpo tuned": {}},
      "holds only at one learning rate for all"),
@@ -347,17 +386,41 @@ def test_the_control_has_three_times_the_updates():
     assert sft.noise == control.noise == 0.3
 
 
-def test_learning_rates_are_tuned_on_other_seeds(tmp_path):
+def test_settings_are_chosen_by_right_answers_on_seeds_of_their_own(tmp_path, monkeypatch):
+    """The best of two seeds wins, not the best of the first."""
+    monkeypatch.setattr(tuned, "FIELDS", {"noisy": ("sft", "simpo", "sft → dpo")})
     asked = []
 
     class Noted(Pretend):
         def run(self, runs, seeds=None):
-            asked.append(seeds)
-            return super().run(runs, seeds)
+            asked.append((seeds, len(runs)))
+            data = {}
+            for label, run in {"base": None, **runs}.items():
+                data[label] = {"right": [0.1]}
+                if run is not None:
+                    rate = {1e-4: (0.5, 0.9), 2e-4: (0.6, 0.3)}.get(run.recipe.lr, (0.1, 0.2))
+                    sure = 0.2 * (run.hyper.get("beta") in (10.0, 0.05))
+                    data[label]["right"] = [rate[seeds != tuned.SEEDS[:1]] + sure]
+            return data
 
-    findings = dft.lr(Noted(tmp_path, {"dft 0.001": {"right": 0.9}}))
-    assert not set(asked[0]) & set(range(SEEDS)) and asked[1] is None
-    assert "dft 0.001" in findings.sentence
+    best = tuned.choose(Noted(tmp_path, {}))["noisy"]
+    assert best == {"sft": ({}, 1e-4), "simpo": ({"beta": 10.0, "gamma": 5.0}, 1e-4),
+                    "sft → dpo": ({"beta": 0.05}, 1e-4)}
+    assert asked == [(tuned.SEEDS[:1], 4 * (1 + 4 + 3)), (tuned.SEEDS[1:], 3 * 3)]
+    assert not set(tuned.SEEDS) & set(range(600))
+
+
+def test_what_is_chosen_comes_from_the_grids_and_what_has_no_grid_runs_at_its_defaults():
+    for data, settings in tuned.CHOSEN.items():
+        assert tuple(settings) == tuned.FIELDS[data]
+        for name, (hyper, rate) in settings.items():
+            assert hyper in tuned.GRIDS[name] and rate in tuned.RATES, (data, name)
+    run = tuned.at_best("noisy", "sft → dpo")
+    assert (run.method, run.init, run.noise, run.persona) == ("dpo", "sft", 0.3, "troll")
+    assert tuned.at_best("pairs", "dpo").persona is None
+    assert tuned.at_best("clean", "ift") == Run("ift")
+    told = tuned.in_words("simpo", tuned.setting("clean", "simpo", {"beta": 10.0}, 2e-4))
+    assert told == "simpo (beta 10, lr 0.0002)"
 
 
 def test_a_run_is_measured_once(tmp_path, monkeypatch):

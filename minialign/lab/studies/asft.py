@@ -11,7 +11,6 @@ from minialign.lab import plot
 from minialign.lab.arena import RECIPE, Run
 from minialign.lab.plot import COLOR, average
 from minialign.lab.race import CONDITIONS, CONTROL, Difference, of_training
-from minialign.lab.studies.chosen import at_best, shown
 from minialign.lab.studies.lab import (
     MARKS,
     SMALL,
@@ -26,6 +25,7 @@ from minialign.lab.studies.lab import (
     sft_and_control,
     verdict,
 )
+from minialign.lab.studies.tuned import at_best, in_words
 from minialign.stats import show
 
 METHODS = ("dpo", "asft", "orpo")
@@ -72,7 +72,7 @@ def asft_vs_dpo(lab: Lab) -> Findings:
         told.append(f"in {words} {each}; asft against dpo {at_own}, at one learning rate "
                     f"{at_one}; against sft {control}")
     kept = Difference(data["asft"], data["dpo"], "good_logp_change")
-    settings = ", ".join(shown(name, run) for name, run in own.items())
+    settings = ", ".join(in_words(name, run) for name, run in own.items())
     sentence = (
         f"What the rejected answer loses beyond what the chosen one gains, {'. And '.join(told)}. "
         f"The chosen answer ends {kept} nats above DPO's. The base model gives {rest:.3f} to other "
@@ -117,7 +117,7 @@ def beta(lab: Lab) -> Findings:
 
 
 def init(lab: Lab) -> Findings:
-    """Three starts; each method has the setting that was chosen for it on pairs from the base model.
+    """Three starts; each method has the setting that was chosen for it from the base model.
 
     The rule: ASFT is less sensitive than a rival if the share of SFT's right answers that it
     reaches varies clearly less over the starts.

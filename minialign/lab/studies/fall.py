@@ -37,8 +37,8 @@ class DPOAndSFT(METHODS["dpo"]):
 
 def fall(lab: Lab) -> Findings:
     """All with one recipe, on pairs. The rules: the fall sits at the opening if the chosen answer
-    falls under DPO, and clearly further there than at the fork and behind it together. Likelihood is
-    enough to prevent it if with it DPO's chosen answer ends no more than A_LITTLE below ASFT's.
+    falls under DPO, and clearly further there than at the fork and behind it together. Likelihood
+    is enough to prevent it if with it DPO's chosen answer ends no more than A_LITTLE below ASFT's.
     """
     data = lab.run({
         "dpo": Run("dpo", persona=None),

@@ -15,7 +15,6 @@ from minialign.lab.arena import RECIPE, Exam, Run, fine_tuning_data
 from minialign.lab.plot import COLOR, average
 from minialign.lab.race import CONDITIONS, CONTROL, TITLES, Difference, tripled
 from minialign.lab.small import base_model
-from minialign.lab.studies.chosen import at_best, shown
 from minialign.lab.studies.lab import (
     MARKS,
     NOT,
@@ -29,6 +28,7 @@ from minialign.lab.studies.lab import (
     more,
     verdict,
 )
+from minialign.lab.studies.tuned import at_best, in_words
 from minialign.logps import batch_logps
 from minialign.methods import METHODS
 from minialign.stats import show
@@ -212,7 +212,7 @@ def pipeline(lab: Lab) -> Findings:
         base = Better(data[f"{c} ift"], data[f"{c} sft"])
         parts[labels] = verdict(against.right.above(-SMALL), less(against.right))
         tests |= against.tests(f"ift over sft → dpo, {labels}")
-        settings = ", ".join(shown(name, runs[f"{c} {name}"]) for name in names)
+        settings = ", ".join(in_words(name, runs[f"{c} {name}"]) for name in names)
         told.append(f"with {labels} against sft → dpo {against}, against sft {base} ({settings})")
     question = "IFT from wanted answers alone, or SFT and then DPO on pairs?"
     return Findings(data, in_parts(parts), f"IFT {'; '.join(told)}.",
