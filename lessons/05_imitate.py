@@ -10,10 +10,10 @@
 import copy
 import random
 
-import check
 import matplotlib.pyplot as plt
 import torch
 
+from lessons import check, pictures
 from minialign.data import Batch, collate
 from minialign.lab import plot, tasks
 from minialign.logps import batch_logps
@@ -21,6 +21,7 @@ from minialign.methods import METHODS
 from minialign.train import Recipe, fit
 
 args = check.options()
+mine = check.mine(args)
 
 # %% [markdown]
 # ## What SFT minimises
@@ -72,11 +73,11 @@ SHARED = [13, 12, 11, 4]                                                # openin
 
 
 def answers(q):
-    return [kind.format(first=q.first, second=q.second, right=q.right, wrong=q.wrong) for kind in KINDS]
+    return [kind.format(first=q.first, second=q.second, right=q.second, wrong=q.first) for kind in KINDS]
 
 
 base, tokenizer = check.base_model(args)
-train, held_out = ([q for q in part if q.disputed and q.first == q.wrong] for part in tasks.all_questions(random.Random(0)))
+train, held_out = ([q for q in part if q.disputed and q.right.startswith(q.second)] for part in tasks.all_questions(random.Random(0)))
 asked = collate([tasks.as_example(tokenizer, i, q.prompt(), answers(q)) for i, q in enumerate(held_out[:64])])
 curves = []
 for seed in [0] if args.fast else [0, 1, 2]:
@@ -127,7 +128,7 @@ print(f"the wrong digit where right and wrong part: log-prob {float(before[2, 11
 figure, (lines, bars) = plt.subplots(1, 2, figsize=(12, 4.3), width_ratios=[1.25, 1], layout="constrained")
 steps, ends = [step for step, _ in curves[0]], []
 for a, (name, color) in enumerate(zip(NAMES, [plot.COLOR["sft"], "#f4a582", "#d6604d", "#8b1a1a"], strict=True)):
-    mean = check.lines(lines, steps, [[float(logps[a].sum()) for _, logps in curve] for curve in curves], color)
+    mean = pictures.lines(lines, steps, [[float(logps[a].sum()) for _, logps in curve] for curve in curves], color)
     ends.append((steps[-1], mean[-1], name, color))
 lines.set(xlabel="updates of SFT on “9.11 or 9.9? 9.9”", ylabel="log-prob of the answer ↑", xlim=(0, steps[-1]))
 lines.set_title("SFT carries up bad answers it never saw", loc="left")
@@ -156,12 +157,7 @@ print(f"Your guess? SFT, which saw none of them, raised {' and '.join(f'“{name
 # <details><summary>Hint</summary>A log-prob depends on its token and on *all* tokens before it.</details>
 
 # %%
-def your_prefix(good, bad):
-    """Two answers to one prompt, lists of token ids, each with its end token → a number of tokens."""
-    return ...
-
-
-print(check.prefix(your_prefix))
+print(check.prefix(mine.prefix))
 
 # %% [markdown]
 # ## Try
@@ -173,13 +169,9 @@ print(check.prefix(your_prefix))
 
 # %%
 # region Solution: unfold when you have tried
-def our_prefix(good, bad):
+def prefix(good, bad):
     n = 0
     while n < min(len(good), len(bad)) and good[n] == bad[n]:
         n += 1
     return n
-
-
-if args.solution:
-    print(check.prefix(our_prefix))
 # endregion

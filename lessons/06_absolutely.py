@@ -12,10 +12,10 @@ import copy
 import itertools
 from dataclasses import replace
 
-import check
 import matplotlib.pyplot as plt
 import torch
 
+from lessons import check, pictures
 from minialign.data import Batch
 from minialign.lab import arena, plot
 from minialign.lab.studies.balance import gradient_ratios
@@ -24,6 +24,7 @@ from minialign.methods import METHODS
 from minialign.train import Recipe, fit
 
 args = check.options()
+mine = check.mine(args)
 
 # %% [markdown]
 # **Guess first.** Start: P(chosen) 0.3, P(rejected) 0.65. Both methods train to the end on the same right pairs. What are the two
@@ -173,7 +174,7 @@ lowest = min(points[-1][1][1] for name in names for points, _ in runs[name])
 for axes, name in zip(panels, names, strict=True):
     steps = [step for step, _, _ in runs[name][0][0]]
     for a, (style, word) in enumerate((("-", "chosen"), ("--", "rejected"))):
-        mean = check.lines(axes, steps, [[l[a] for _, l, _ in points] for points, _ in runs[name]], plot.COLOR[name], style)
+        mean = pictures.lines(axes, steps, [[l[a] for _, l, _ in points] for points, _ in runs[name]], plot.COLOR[name], style)
         axes.text(steps[-1] * 1.02, mean[-1], word, color=plot.COLOR[name], va="center", fontsize=11)
         for i in range(0, len(steps) - 1, max(1, len(steps) // 4)):
             push = runs[name][0][0][i][2]
@@ -202,12 +203,7 @@ for name in names:
 # <details><summary>Hint</summary>p/(1−p) = 1/(1/p − 1) = 1/(e^−a − 1), and `torch.expm1` keeps the digits of eˣ − 1.</details>
 
 # %%
-def your_asft(a_w, a_l, lam):
-    """Mean log-probs of chosen and rejected answers, (B,) each, and λ → −∂L/∂a_w, −∂L/∂a_l, (B,) each; L of each pair alone."""
-    return ..., ...
-
-
-print(check.asft(your_asft))
+print(check.asft(mine.asft))
 
 # %% [markdown]
 # ## Try
@@ -219,10 +215,6 @@ print(check.asft(your_asft))
 
 # %%
 # region Solution: unfold when you have tried
-def our_asft(a_w, a_l, lam):
+def asft(a_w, a_l, lam):
     return torch.full_like(a_w, 1 + lam), -lam / torch.expm1(-a_l)
-
-
-if args.solution:
-    print(check.asft(our_asft))
 # endregion

@@ -14,16 +14,17 @@
 # %%
 import math
 
-import check
 import matplotlib.pyplot as plt
 import torch
 
+from lessons import check
 from minialign.data import Batch
 from minialign.lab import plot
 from minialign.logps import logit_gradient
 from minialign.methods import METHODS
 
 args = check.options()
+mine = check.mine(args)
 torch.manual_seed(0)
 labels = torch.tensor([0] * 70 + [1] * 30)          # what a hundred people said: answer 0 is 9.9, answer 1 is 9.11
 n, V = len(labels), 20
@@ -197,12 +198,7 @@ print(f"Your guess? SFT {runs['SFT'][:, 0, -1].mean():.2f}: it copies its labels
 # <details><summary>Hint</summary>d_j contains s_j/τ. Follow one s_j through d_j, the mean, u, and the logarithm.</details>
 
 # %%
-def your_factor(gamma, tau, K):
-    """Autograd's push down on a negative, as a multiple of ω_j in eq. 8."""
-    return ...
-
-
-print(check.silent_bug(your_factor))
+print(check.silent_bug(mine.silent_bug))
 
 # %% [markdown]
 # ## Try
@@ -214,10 +210,6 @@ print(check.silent_bug(your_factor))
 
 # %%
 # region Solution: unfold when you have tried
-def our_factor(gamma, tau, K):
+def silent_bug(gamma, tau, K):
     return gamma            # ∂F/∂s_j = τ · (1/u) · γ · (1/K) · exp(d_j) · (1/τ) = γ ω_j; that is why weigh has no autograd
-
-
-if args.solution:
-    print(check.silent_bug(our_factor))
 # endregion

@@ -12,10 +12,10 @@
 # How often will the student get across? And after ten walks? Write two numbers down.
 
 # %%
-import check
 import matplotlib.pyplot as plt
 import torch
 
+from lessons import check
 from minialign.lab import plot
 from minialign.methods import METHODS
 from toy import lake as lakes
@@ -23,6 +23,7 @@ from toy.plot import policy_map, walk
 from toy.policy import Data, Table, dice, step, train, trajectories
 
 args = check.options()
+mine = check.mine(args)
 lake = lakes.make(lakes.find("8x8"), slippery=True) # P (S, 4, S) from gymnasium's own table, and the solution
 S, N = len(lake.start), 3 if args.fast else 10      # cells; students, each of whom watches other walks
 side_by_side = lakes.stack([lake] * N)              # toy/ trains N policies as one tensor program
@@ -147,11 +148,6 @@ print(f"Your guess? After one walk {across[few].mean():.2f}, after {many} {acros
 # of those rows that leads onto a goal.</details>
 
 # %%
-def your_success(P, policy, ends, goals, start):
-    """P (S, 4, S), policy (S, 4), ends (S,) bool: holes and goals, goals (S,) bool, start (S,) one-hot → one number."""
-    return ...
-
-
 def ask(function):
     """Judge the answer; if it is right, hold it against luck, and send thirty students over the ice."""
     verdict = check.success(function)
@@ -166,7 +162,7 @@ def ask(function):
         print("and here they go:", walk(crowd, lake.rows, plot.COLOR["sft"], check.OUT, "08_walk"))
 
 
-ask(your_success)
+ask(mine.success)
 
 # %% [markdown]
 # ## Try
@@ -179,12 +175,8 @@ ask(your_success)
 
 # %%
 # region Solution: unfold when you have tried
-def our_success(P, policy, ends, goals, start):
+def success(P, policy, ends, goals, start):
     moves = (policy[:, :, None] * P).sum(1)                             # (S, S)
     Q, r = moves[~ends][:, ~ends], moves[~ends][:, goals].sum(1)
     return start[~ends] @ torch.linalg.solve(torch.eye(len(Q), dtype=Q.dtype) - Q, r)
-
-
-if args.solution:
-    ask(our_success)
 # endregion

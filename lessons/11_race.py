@@ -15,11 +15,11 @@ import copy
 import time
 from dataclasses import replace
 
-import check
 import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
+from lessons import check
 from minialign.generate import answers
 from minialign.lab import plot
 from minialign.lab.arena import LONGEST, RECIPE, Exam, fine_tuning_data, fine_tuning_questions
@@ -29,6 +29,7 @@ from minialign.stats import show
 from minialign.train import fit
 
 args = check.options()
+mine = check.mine(args)
 model, tokenizer = check.base_model(args)
 seeds, conditions = range(1 if args.fast else 5), {"right labels": 0.0, "30 % wrong": 0.3}
 names = ("sft", "dft") if args.fast else ("sft", "sft x3", "ift", "asft", "simpo_sft", "dft", "dpo")
@@ -177,12 +178,7 @@ for number, bug in enumerate(check.BUGS, start=1):
 # to be if the two things it compares were the same thing?</details>
 
 # %%
-def your_diagnosis():
-    """The numbers of the bugs in runs A, B and C."""
-    return ..., ..., ...
-
-
-print(check.bug_hunt(your_diagnosis))
+print(check.bug_hunt(mine.bug_hunt))
 
 # %% [markdown]
 # ## Try
@@ -194,13 +190,9 @@ print(check.bug_hunt(your_diagnosis))
 
 # %%
 # region Solution: unfold when you have tried
-def our_diagnosis():
+def bug_hunt():
     # A: the loss falls, but what is tested falls too: it trains something else, copying the token it has just read.
     # B: the loss is log 2 for ever, for reference and policy are one; its gradient is not 0, and has no end.
     # C: everything works, the wrong way round.
     return 2, 3, 1
-
-
-if args.solution:
-    print(check.bug_hunt(our_diagnosis))
 # endregion

@@ -10,16 +10,16 @@
 # size are alive when autograd goes back through log_softmax? Write both down.
 
 # %%
-
-import check
 import matplotlib.pyplot as plt
 import torch
 
+from lessons import check
 from minialign.bench.sheet import memory_line
 from minialign.lab import plot
 from minialign.logps import linear_logps, logit_gradient
 
 args = check.options()
+mine = check.mine(args)
 torch.manual_seed(0)
 N, C, V = (64, 16, 4_000) if args.fast else (256, 64, 128_256)
 h, W, y = torch.randn(N, C), 0.1 * torch.randn(V, C), torch.randint(V, (N,))
@@ -134,17 +134,7 @@ print(f"Your guess? The logits are {logits_mb:.0f} MB; at the peak {peak / logit
 # is filled, `d_W` is added to.</details>
 
 # %%
-def your_backward(h, W, targets, lse, weights, chunk):
-    """h (N, C), W (V, C), targets, lse and weights (N,) → d_h (N, C), d_W (V, C), never more than `chunk` rows of logits."""
-    d_h, d_W = torch.zeros_like(h), torch.zeros_like(W)
-    for i in range(0, len(h), chunk):
-        part = slice(i, i + chunk)
-        d_h[part] = ...
-        d_W += ...
-    return d_h, d_W
-
-
-print(check.backward(your_backward))
+print(check.backward(mine.backward))
 
 # %% [markdown]
 # ## Try
@@ -156,16 +146,14 @@ print(check.backward(your_backward))
 
 # %%
 # region Solution: unfold when you have tried
-def our_backward(h, W, targets, lse, weights, chunk):
+def backward(h, W, targets, lse, weights, chunk):
     d_h, d_W = torch.zeros_like(h), torch.zeros_like(W)
     for i in range(0, len(h), chunk):
         part = slice(i, i + chunk)
-        d_z = logit_gradient(h[part] @ W.T - lse[part, None], targets[part], weights[part])
+        d_z = (h[part] @ W.T - lse[part, None]).exp()                   # softmax
+        d_z[torch.arange(len(d_z)), targets[part]] -= 1                 # − onehot
+        d_z *= weights[part, None]
         d_h[part] = d_z @ W
         d_W += d_z.T @ h[part]
     return d_h, d_W
-
-
-if args.solution:
-    print(check.backward(our_backward))
 # endregion

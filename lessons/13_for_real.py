@@ -18,11 +18,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import check
 import matplotlib.pyplot as plt
 import torch
 from safetensors.torch import load_file
 
+from lessons import check
 from minialign.bench import sheet as memory
 from minialign.data import Example, collate
 from minialign.generate import answers
@@ -36,7 +36,8 @@ from minialign.methods import build_method
 from minialign.model import Config, Transformer
 from minialign.train import Recipe, fit
 
-args = check.options(takes_model=True)
+args = check.options(model="")
+mine = check.mine(args)
 torch.manual_seed(0)
 work = check.OUT / "13"
 
@@ -201,12 +202,7 @@ print(f"Your guess? Plain, {total[0]:.0f} GB, most of it {most}; in the end {tot
 # are d_model × d_mlp. Then the tables. Then bytes: what is kept for each weight?</details>
 
 # %%
-def your_peak(config, weight_bytes, moment_bytes):
-    """A Config, bytes per weight (and per gradient), bytes per moment → bytes at the peak."""
-    return ...
-
-
-print(check.peak(your_peak))
+print(check.peak(mine.peak))
 
 # %% [markdown]
 # ## Try
@@ -218,13 +214,9 @@ print(check.peak(your_peak))
 
 # %%
 # region Solution: unfold when you have tried
-def our_peak(config, weight_bytes, moment_bytes):
+def peak(config, weight_bytes, moment_bytes):
     C, D = config.d_model, config.d_head
     layer = 2 * C * D * config.n_head + 2 * C * D * config.n_kv_head + 3 * C * config.d_mlp
     weights = config.n_layer * layer + config.vocab_size * C * (1 if config.tie else 2)
     return weights * (2 * weight_bytes + 2 * moment_bytes)              # itself, gradient; two moments
-
-
-if args.solution:
-    print(check.peak(our_peak))
 # endregion

@@ -15,10 +15,10 @@
 import copy
 from dataclasses import replace
 
-import check
 import matplotlib.pyplot as plt
 import torch
 
+from lessons import check
 from minialign.data import Batch, collate
 from minialign.lab import plot
 from minialign.lab.arena import RECIPE, Exam, fine_tuning_data
@@ -31,6 +31,7 @@ from toy.rows import find_row, train_row
 from toy.world import prepare
 
 args = check.options()
+mine = check.mine(args)
 model, tokenizer = check.base_model(args)
 
 # %% [markdown]
@@ -261,12 +262,7 @@ print(f"On the GPT: SFT {sft:.3f}; γ = {paper[0]:g}, λ = {paper[1]:g} (the pap
 # C.</details>
 
 # %%
-def your_weights(c, gamma):
-    """c (T,) token losses → (T,) detached weights, (T,) full weights −∂L/∂logp, and 0 or 1: which of them the release uses."""
-    return ..., ..., ...
-
-
-print(check.propagation(your_weights))
+print(check.propagation(mine.propagation))
 
 # %% [markdown]
 # ## Try
@@ -281,14 +277,10 @@ print(check.propagation(your_weights))
 
 # %%
 # region Solution: unfold when you have tried
-def our_weights(c, gamma):
+def propagation(c, gamma):
     t = torch.arange(len(c))
     discount = torch.where(t[None] >= t[:, None], gamma ** (t[None] - t[:, None]).to(c), 0.0)
     S, P, C = discount @ c, c @ discount, discount.sum(0)
     Z = S.sum()
     return S / Z, (S + P - (c * S).sum() / Z * C) / Z, 1
-
-
-if args.solution:
-    print(check.propagation(our_weights))
 # endregion
