@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from conftest import tiny_model
-from test_study import SEEDS, Pretend, function
+from pretend import SEEDS, Pretend, function
 from torch.testing import assert_close
 
 from minialign.data import Batch, Example, collate
@@ -21,20 +21,6 @@ from minialign.lab.studies.lab import HOLDS, NOT, OPEN, TRAINED_FOR, in_parts
 from minialign.logps import batch_logps
 from minialign.methods import METHODS
 
-PLAIN = {"lost_behind": 0.2, "recovery_opening": 0.1, "recovery_fork": 0.1,
-         "good_opening_change": -0.1, "good_fork_change": 0.5, "good_behind_change": 0.1}
-
-
-class Pairs(Pretend):
-    """A lab that trains nothing, and knows the marks of these studies too."""
-
-    def run(self, runs, seeds=None):
-        data = super().run(runs, seeds)
-        for marks in data.values():
-            for mark, x in PLAIN.items():
-                marks.setdefault(mark, [x] * SEEDS)
-        return data
-
 
 def pushed(**changes):
     """Marks of a run whose chosen answer changed so at each place, and by the sum as a whole."""
@@ -43,11 +29,12 @@ def pushed(**changes):
 
 
 EXCESS = ("in log-probs", "in probabilities")
-FALL = ("it falls most at the opening", "likelihood is enough to prevent it")
+FALL = ("it rises at the fork", "and falls elsewhere", "likelihood is enough to prevent that")
 BALANCED = "in probabilities and at the logits of two contexts"
 LIKELIHOOD = "for the alignment term without the likelihood term"
 SLIPS = [f"after {slip}" for slip in ift.SLIPS.values()]
-DOWN = pushed(opening=-5, fork=-1, behind=-1)
+DOWN = pushed(opening=-1, fork=1, behind=-3)
+UP = {"dpo + sft": {"good_logp_change": 1.0}}
 OPPOSITES = [   # study, marks by setting, verdict
     ("asft_vs_dpo", {"dpo": {"bad_logp_change": -20, "garbage": 0.5}}, HOLDS),
     ("asft_vs_dpo", {"dpo": {"bad_logp_change": -20}},
@@ -55,17 +42,18 @@ OPPOSITES = [   # study, marks by setting, verdict
     ("asft_vs_dpo", {"dpo, one rate": {"bad_logp_change": -20, "garbage": 0.5}},
      "holds only at one learning rate for all"),
     ("asft_vs_dpo", {"dpo": {"bad_logp_change": -20, "garbage": 0.5},
-                     "sft": {"bad_logp_change": -2, "garbage": 0.1}},
+                     "sft": {"bad_logp_change": -2, "garbage": 0.1}, "asft": {}},
      "holds only against DPO: under SFT, which sees no rejected answer, it is less"),
     ("asft_vs_dpo", {"asft": {"bad_logp_change": -20, "garbage": 0.5}}, NOT),
     ("asft_vs_dpo", {"dpo": {"jitter": 2}}, OPEN),
     ("balance", {"base": {"right": 0.3, "wrong": 0.6}}, f"holds only {BALANCED}, {LIKELIHOOD}"),
     ("balance", {"base": {"right": 0.6, "wrong": 0.3}}, NOT),
-    ("fall", {"dpo": DOWN, "dpo + sft": {}}, HOLDS),
-    ("fall", {"dpo": DOWN}, in_parts(dict(zip(FALL, (HOLDS, NOT), strict=True)))),
-    ("fall", {"dpo": pushed(opening=-1, fork=-4, behind=-1), "dpo + sft": {}},
-     in_parts(dict(zip(FALL, (NOT, HOLDS), strict=True)))),
-    ("fall", {}, in_parts(dict(zip(FALL, (NOT, HOLDS), strict=True)))),
+    ("fall", {"dpo": DOWN} | UP, HOLDS),
+    ("fall", {"dpo": DOWN}, in_parts(dict(zip(FALL, (HOLDS, HOLDS, NOT), strict=True)))),
+    ("fall", {"dpo": pushed(opening=-1, fork=-4, behind=-1)} | UP,
+     in_parts(dict(zip(FALL, (NOT, HOLDS, HOLDS), strict=True)))),
+    ("fall", {"dpo": pushed(opening=0.1, fork=1, behind=1)} | UP,
+     in_parts(dict(zip(FALL, (HOLDS, NOT, HOLDS), strict=True)))),
     ("beta", {}, HOLDS),
     ("beta", {"clean β 1": {"right": 0.2}}, HOLDS),
     ("beta", {"clean β 0.5": {"agree": 0.6}}, f"holds only {TRAINED_FOR}"),
@@ -100,7 +88,7 @@ OPPOSITES = [   # study, marks by setting, verdict
 
 @pytest.mark.parametrize("name, outcome, verdict", OPPOSITES)
 def test_the_verdict_follows_the_numbers(name, outcome, verdict, tmp_path):
-    findings = function(name)(Pairs(tmp_path, outcome))
+    findings = function(name)(Pretend(tmp_path, outcome))
     assert findings.verdict == verdict, findings.sentence
     assert findings.sentence and (findings.tests or verdict == NOT)
     for setting in findings.numbers().values():
@@ -112,13 +100,13 @@ def test_the_sentence_quotes_the_numbers_and_the_picture_is_drawn(name, tmp_path
     def found(x):
         outcome = {"base": {"right": x / 4, "wrong": x}, "dpo": pushed(opening=-x),
                    "sft": {"recovery_fork": x}}
-        return function(name)(Pairs(tmp_path, outcome))
+        return function(name)(Pretend(tmp_path, outcome))
 
     one, other = found(0.6), found(0.7)
     assert one.sentence != other.sentence
     picture = one.draw(folder=tmp_path, name=f"study_{name}")
     assert picture.stat().st_size > 10_000
-    assert STUDIES[name].claim in one.report(name, STUDIES[name], Pairs(tmp_path, {}))
+    assert STUDIES[name].claim in one.report(name, STUDIES[name], Pretend(tmp_path, {}))
 
 
 # --------------------------------------------------------------------------- ratios of gradients
@@ -284,7 +272,7 @@ def test_the_verdict_on_texts_wants_both_marks(ahead, verdict, tmp_path, monkeyp
         return data
 
     monkeypatch.setattr(texts, "run_rows", run_rows)
-    findings = texts.texts(Pairs(tmp_path, {}))
+    findings = texts.texts(Pretend(tmp_path, {}))
     assert findings.verdict == verdict and len(findings.tests) == 6
 
 

@@ -66,8 +66,8 @@ STUDIES = {
         "DPO's gradient is larger on the rejected answer than on the chosen one, ASFT's is "
         "balanced", "ASFT, §4.1 and §4.3", "balance:balance"),
     "fall": Claim(
-        "DPO's chosen answer falls most where its pushes cancel, at the opening that both answers "
-        "share, and likelihood is enough to prevent it", "ours, on ASFT's abstract", "fall:fall"),
+        "under DPO the chosen answer rises where the two answers part and falls elsewhere, and "
+        "likelihood is enough to prevent that", "ours, on ASFT's abstract", "fall:fall"),
     "beta": Claim(
         "within the stated range, 0.1 to 0.5, the weight of the alignment term hardly matters",
         "ours; ASFT states the range and 0.1 as typical", "asft:beta"),

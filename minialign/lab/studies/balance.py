@@ -19,7 +19,7 @@ from minialign.data import Batch
 from minialign.lab import plot
 from minialign.lab.plot import COLOR
 from minialign.lab.race import Difference
-from minialign.lab.studies.lab import Findings, Lab, verdict
+from minialign.lab.studies.lab import SMALL, Findings, Lab, verdict
 from minialign.methods import METHODS
 from minialign.stats import show
 
@@ -105,19 +105,20 @@ def balance(lab: Lab) -> Findings:
     for name in KINDS:
         data[name] = {coordinate: [] for coordinate in COORDINATES}
         for right, wrong in zip(base["right"], base["wrong"], strict=True):
-            ratios = gradient_ratios(name, wrong, right)
+            both = gradient_ratios(name, wrong, right)
             for coordinate in COORDINATES:
-                data[name][coordinate].append(getattr(ratios, coordinate))
+                data[name][coordinate].append(getattr(both, coordinate))
 
     even = {coordinate: [1.0] * len(lab.seeds) for coordinate in COORDINATES}
-    found, tests, against = [], {}, []
+    found, tests, against, ratios = [], {}, [], {}
     for coordinate, words in COORDINATES.items():
-        larger = Difference(data["dpo"], even, coordinate)
+        larger = ratios[coordinate] = Difference(data["dpo"], even, coordinate)
         if larger.above() and off(data[ALONE], coordinate) < off(data["dpo"], coordinate):
             found.append(words)
             tests[f"DPO's ratio {words} over 1"] = larger
             if off(data["asft"], coordinate) > off(data["dpo"], coordinate):
                 against.append(words)
+    even_or_less = all(d.below() or d.within(SMALL) for d in ratios.values())
     limits = []
     if len(found) < len(COORDINATES):
         limits.append(" and ".join(found))
@@ -131,7 +132,7 @@ def balance(lab: Lab) -> Findings:
         f"where right and wrong have changed places: {'; '.join(KINDS)}: {'; '.join(told)}."
     )
     shown = {coordinate: (words, 2) for coordinate, words in COORDINATES.items()}
-    return Findings(data, verdict(bool(found), True, ", ".join(limits)), sentence,
+    return Findings(data, verdict(bool(found), even_or_less, ", ".join(limits)), sentence,
                     partial(picture, base), shown, tests=tests)
 
 
@@ -160,6 +161,6 @@ def picture(base: dict, *, folder, name: str) -> Path:
                 axes.annotate(line, (ps[WHERE[line]], ys[WHERE[line]]), xytext=(0, 6), color=color,
                               textcoords="offset points", ha="right", fontsize=9)
     panels[0].set_ylabel("gradient on rejected ÷ on chosen")
-    panels[0].text(0.02, 1.15, "balanced", fontsize=8.5, color="#555555")
+    panels[-1].text(0.5, 1.2, "balanced", ha="center", fontsize=8.5, color="#555555")
     figure.suptitle("Is a pair's rejected answer pushed harder than its chosen one?", fontsize=13)
     return plot.save(figure, folder, name)

@@ -1,8 +1,9 @@
 """Where the chosen answer falls under DPO, and what keeps it up.
 
-A pair's answers begin with the same tokens, part at the fork, and go on apart (lab/places.py). In
-the opening DPO's two pushes meet on the same tokens in the same contexts and cancel exactly, so
-what the chosen answer loses there spills over from pushes elsewhere, through shared parameters.
+A pair's answers begin with the same tokens, part at the fork, and go on apart (lab/places.py). Only
+at the fork do they compete. In the opening DPO's two pushes meet on the same tokens in the same
+contexts and cancel exactly, and behind the fork the chosen answer's tokens are pushed up alone. So
+what it loses there spills over from other pushes, through parameters that the answers share.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from minialign.lab.studies.lab import Findings, Lab, in_parts, verdict
 from minialign.methods import METHODS
 from minialign.stats import show
 
-A_LITTLE = 0.1          # nats of an answer's log-prob that we call no fall
 MARKS = {f"good_{place}_change": (f"chosen: {place}", 2) for place in PLACES} | {
     "good_logp_change": ("whole", 2), "bad_logp_change": ("rejected", 1), "right": ("right", 3),
     "garbage": ("neither", 3)}
@@ -36,9 +36,9 @@ class DPOAndSFT(METHODS["dpo"]):
 
 
 def fall(lab: Lab) -> Findings:
-    """All with one recipe, on pairs. The rules: the fall sits at the opening if the chosen answer
-    falls under DPO, and clearly further there than at the fork and behind it together. Likelihood
-    is enough to prevent it if with it DPO's chosen answer ends no more than A_LITTLE below ASFT's.
+    """All with one recipe, on pairs. The rules: what DPO's chosen answer gains at the fork is
+    clearly above 0, and what it gains elsewhere, opening and behind together, clearly below.
+    Likelihood is enough to prevent that if with it the chosen answer as a whole clearly rises.
     """
     data = lab.run({
         "dpo": Run("dpo", persona=None),
@@ -49,17 +49,18 @@ def fall(lab: Lab) -> Findings:
     })
     for marks in data.values():
         if "good_logp_change" in marks:
-            pairs = zip(marks["good_fork_change"], marks["good_behind_change"], strict=True)
-            marks["good_rest_change"] = [fork + behind for fork, behind in pairs]
-    dpo, zero = data["dpo"], {"good_logp_change": [0.0] * len(lab.seeds)}
-    fell = Difference(dpo, zero, "good_logp_change")
-    further = Difference({"change": dpo["good_opening_change"]},
-                         {"change": dpo["good_rest_change"]}, "change")
-    held = Difference(data["dpo + sft"], data["asft"], "good_logp_change")
+            pairs = zip(marks["good_opening_change"], marks["good_behind_change"],
+                        strict=True)
+            marks["good_rest_change"] = [opening + behind for opening, behind in pairs]
+    dpo = data["dpo"]
+    zero = {mark: [0.0] * len(lab.seeds) for mark in dpo}
+    fork = Difference(dpo, zero, "good_fork_change")
+    elsewhere = Difference(dpo, zero, "good_rest_change")
+    held = Difference(data["dpo + sft"], zero, "good_logp_change")
     found = in_parts({
-        "it falls most at the opening": verdict(
-            fell.below() and further.below(), fell.above() or further.above()),
-        "likelihood is enough to prevent it": verdict(held.above(-A_LITTLE), held.below(-A_LITTLE)),
+        "it rises at the fork": verdict(fork.above(), fork.below()),
+        "and falls elsewhere": verdict(elsewhere.below(), elsewhere.above()),
+        "likelihood is enough to prevent that": verdict(held.above(), held.below()),
     })
 
     told = []
@@ -77,9 +78,9 @@ def fall(lab: Lab) -> Findings:
         f"{show(data['sft']['garbage'])} under SFT."
     )
     return Findings(data, found, sentence, partial(picture, data), MARKS, tests={
-        "DPO's chosen answer, change": fell,
-        "at the opening over the rest, DPO": further,
-        "chosen answer, dpo + sft over asft": held,
+        "DPO's chosen answer at the fork, over 0": fork,
+        "DPO's chosen answer elsewhere, over 0": elsewhere,
+        "the chosen answer under dpo + sft, over 0": held,
     })
 
 

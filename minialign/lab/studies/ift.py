@@ -110,7 +110,7 @@ def propagation(lab: Lab) -> Findings:
     runs = {
         "sft sum": Run("sft", {"reduction": "seq_sum"}),
         "simple sum": Run("ift_eq21", {"gamma": 0.0}),
-        "simple mean": Run("ift", {"gamma": 0.0}),
+        "simple mean": Run("ift", {"lam": 0.2, "gamma": 0.0}),
         "eq. 21": Run("ift_eq21"),
         "released code": Run("ift"),
         "released, detached": Run("ift", {"detach_weights": True}),
