@@ -86,6 +86,11 @@ OPPOSITES = [   # study, marks by setting, verdict
 ]
 
 
+@pytest.fixture(autouse=True)
+def no_base_models(monkeypatch):
+    monkeypatch.setattr(ift, "base_pushes", lambda lab: {"sft": [0.2, 0.1, 0.7]})
+
+
 @pytest.mark.parametrize("name, outcome, verdict", OPPOSITES)
 def test_the_verdict_follows_the_numbers(name, outcome, verdict, tmp_path):
     findings = function(name)(Pretend(tmp_path, outcome))
@@ -205,6 +210,14 @@ def test_at_the_opening_dpos_pushes_cancel_and_those_of_a_likelihood_do_not():
         opening[name] = split(weights, batch)[0].sum().item()
     assert opening["dpo"] == pytest.approx(0, abs=1e-12)
     assert opening["both"] == pytest.approx(opening["sft"]) and opening["asft"] > 0
+
+
+def test_pushes_by_place_are_the_shares_of_tokens_in_sft_and_grow_to_the_right_in_eq_21():
+    batch = collate([Example(0, [1, 2], [[5, 6, 7, 8, 9], [5, 6, 9, 8, 7]])])
+    found = ift.pushes(tiny_model(), batch)
+    assert found["sft"] == pytest.approx([2 / 5, 1 / 5, 2 / 5])
+    assert found["eq. 21"] == pytest.approx([1 + 2, 3, 4 + 5])
+    assert sum(found["released, detached"]) == pytest.approx(1)
 
 
 def test_the_exam_tells_the_right_answer_place_by_place_and_asks_for_it_after_a_slip(monkeypatch):

@@ -12,6 +12,7 @@ import torch
 from minialign.data import collate
 from minialign.lab import plot
 from minialign.lab.arena import RECIPE, Exam, Run, fine_tuning_data
+from minialign.lab.places import PLACES, split
 from minialign.lab.plot import COLOR, average
 from minialign.lab.race import CONDITIONS, CONTROL, TITLES, Difference, tripled
 from minialign.lab.small import base_model
@@ -101,6 +102,38 @@ def residual(lab: Lab) -> Findings:
                     partial(plot.answer_bars, by_condition(data), question, colors), tests=tests)
 
 
+WEIGHTS = {             # the ways to weigh tokens, for `pushes`
+    "sft": METHODS["sft"](),
+    "eq. 21": METHODS["ift_eq21"](),
+    "released code": METHODS["ift"](),
+    "released, detached": METHODS["ift"](detach_weights=True),
+}
+
+
+@torch.no_grad()
+def pushes(model, batch) -> dict[str, list[float]]:
+    """{way: mean push on a right answer, summed over its opening, fork and what is behind}."""
+    logps = batch_logps(model, batch)
+    found = {}
+    for way, method in WEIGHTS.items():
+        _, weights, _ = method.weigh(logps, batch)
+        found[way] = split(weights, batch)[:, 0].sum(-1).tolist()       # (3,), over the examples
+    return found
+
+
+def base_pushes(lab: Lab) -> dict[str, list[float]]:
+    """The same of the base models' answers to the exam, the mean over seeds."""
+    found = {way: [] for way in WEIGHTS}
+    for seed in lab.seeds:
+        model, tokenizer = base_model(seed, lab.out / "cache")
+        for way, places in pushes(model, Exam(tokenizer, seed).disputed).items():
+            found[way].append(places)
+    means = {}
+    for way, seeds in found.items():
+        means[way] = [average(xs) for xs in zip(*seeds, strict=True)]
+    return means
+
+
 def propagation(lab: Lab) -> Findings:
     """Each form against the simple sum of its own kind, at the same λ: eq. 21 is a sum over the
     tokens of an answer, the released code a weighted mean of them.
@@ -125,6 +158,13 @@ def propagation(lab: Lab) -> Findings:
         told.append(f"{c} labels " + ", ".join(f"{form} {gain[c, form]}" for form in forms))
         own[c] = Difference(released, data[f"{c} released, detached"], "right")
         share[c] = average(released["negative_weights"])
+
+    # Where the difference lies: behind the fork, or at it; and where each form pushes.
+    where = []
+    for way, places in base_pushes(lab).items():
+        where.append(f"{way} " + ", ".join(f"{x:+.2f}" for x in places))
+    behind = {c: Difference(data[f"{c} simple mean"], data[f"{c} released code"], "lost_behind")
+              for c in CONDITIONS}
     clear = [f"{form} with {TITLES[c]}" for (c, form), d in gain.items() if more(d)]
     found = verdict(
         bool(clear), all(d.below(SMALL) for d in gain.values()),
@@ -134,7 +174,10 @@ def propagation(lab: Lab) -> Findings:
         f"Right answers against the simple sum of the same kind: {'; '.join(told)}. Gradient "
         f"through the released weights, against detached ones: {own['clean']} clean, "
         f"{own['noisy']} noisy; it pushes {share['clean']:.0%} and {share['noisy']:.0%} of the "
-        "wanted tokens down. By sums and by means SFT itself differs by "
+        "wanted tokens down. Of its difference from the simple mean this much lies behind the "
+        f"fork: {behind['clean']} clean, {behind['noisy']} noisy. Pushes on a right answer of the "
+        f"base model at {', '.join(PLACES)}: {'; '.join(where)}. By sums and by means SFT itself "
+        "differs by "
         f"{Difference(data['noisy sft sum'], data['noisy sft'], 'right')} (noisy)."
     )
     question = "IFT, λ = 0.2: does propagating losses through the answer help?"
