@@ -63,7 +63,7 @@ class Run:
     noise        share of the labels that are the wrong answer
     filtered     drop every example whose label is among its negatives
     init         what is fine-tuned: "base", "untrained", or a method's name, for the base model
-                 after training with that method on the same data, for as many updates
+                 after training with that method on the same data, by RECIPE
     """
 
     method: str | type[Method]      # a name in METHODS, or a class
@@ -321,7 +321,7 @@ def run_job(seed: int, run: Run, cache: Path, ticks) -> dict:
     shortened = [replace(e, answers=e.answers[:3], rewards=None) for e in examples[:N_WATCHED]]
     watched = collate(shortened)
 
-    model = starting_point(run.init, base, examples, recipe)
+    model = starting_point(run.init, base, examples, replace(RECIPE, seed=seed))
     method.prepare_data(model, examples, progress=False)
     if run.init != "base":
         before = exam.grade(model)

@@ -14,8 +14,8 @@ class Flags:
 
     name: str = setting(..., "a name from the list below, or all", positional=True)
     seeds: int | None = setting(
-        None, "how many seeds; 3 to 5 unless given: what fits into three minutes on two cores",
-        least=1)
+        None, "how many seeds; 3 unless given, which fits into three minutes on two cores; the "
+        "verdicts in lab/studies/README.md rest on 10", least=1)
     first_seed: int = setting(
         0, "the first of them; other seeds are a fresh draw of everything", least=0, most=10**9)
     methods: str | None = setting(

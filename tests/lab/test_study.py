@@ -22,7 +22,7 @@ from minialign.lab import arena
 from minialign.lab.arena import RECIPE, Run
 from minialign.lab.race import CONTROL, TITLES, Difference
 from minialign.lab.small import tasks
-from minialign.lab.studies import STUDIES, cost, dft, exact, ift, lab, tuned
+from minialign.lab.studies import STUDIES, cost, dft, exact, ift, lab, pools, tuned
 from minialign.lab.studies.lab import HOLDS, NOT, OPEN, TRAINED_FOR, Better, Lab
 from minialign.methods import METHODS, build_method
 from minialign.model import Config, Transformer
@@ -223,6 +223,76 @@ def test_a_reference_in_memory_costs_its_parameters_and_a_stored_one_nothing(mon
     assert live - stored == pytest.approx(parameters, rel=0.01)
 
 
+def test_pushes_on_negatives_are_those_of_the_losses_by_hand():
+    """One prompt, the wanted answer and four others, of 2 to 6 tokens."""
+    mask = torch.zeros(5, 1, 6, dtype=torch.bool)
+    lengths = (4, 2, 3, 5, 6)
+    for answer, n in enumerate(lengths):
+        mask[answer, :, :n] = True
+    draw = torch.Generator().manual_seed(0)
+    logps = -torch.rand(5, 1, 6, generator=draw, dtype=torch.float64) * mask
+    ref = logps.sum(-1) - torch.rand(5, 1, generator=draw, dtype=torch.float64)
+    batch = Batch(mask=mask, index=torch.tensor([0]), ref_logps=ref)
+    l, ref = logps.sum(-1)[:, 0], ref[:, 0]
+    a = l / torch.tensor(lengths)
+
+    def shares(down):
+        return down / down.sum()
+
+    expected = {
+        "dft2": (a[1:] / 0.3).softmax(0),
+        "dft": (l - ref)[1:].softmax(0),
+        "simpo": shares(torch.sigmoid(5 - 10 * (a[0] - a[1:]))),
+        "spin": shares(torch.sigmoid(-0.1 * ((l - ref)[0] - (l - ref)[1:]))),
+    }
+    for name, share in expected.items():
+        assert_close(shares(pools.pushes(logps, batch, name)[:, 0]), share, msg=name)
+
+
+@pytest.mark.parametrize("spread, higher, dft2, simpo, verdict", [
+    (0.2, 1.0, 0.4, 0.26, HOLDS),
+    (5.0, 0.5, 0.25, 0.4, NOT),
+    (5.0, 1.0, 0.4, 0.26, "sampled answers score alike: does not hold here; "
+     "far above random text: holds; DFT2 weighs the likeliest negative most: holds; "
+     "an average over pairs does not: holds"),
+])
+def test_the_verdict_on_pools(spread, higher, dft2, simpo, verdict, tmp_path, monkeypatch):
+    def measured(function, jobs, words):
+        found = []
+        for (seed,) in jobs:
+            e = 0.001 * seed
+            found.append({
+                "sampled": {"score": -1.5 - e, "spread": spread + e},
+                "random": {"score": -9.5, "spread": 1.0, "higher": higher - e},
+                "dft2": {"share": dft2 + e}, "dft": {"share": 0.3},
+                "simpo": {"share": simpo + e}, "spin": {"share": 0.25},
+            })
+        return found
+
+    monkeypatch.setattr(pools, "in_processes", measured)
+    findings = pools.pools(Lab([0, 1, 2], tmp_path))
+    assert findings.verdict == verdict and len(findings.tests) == 4
+
+
+@pytest.mark.parametrize("seconds, megabytes, stored, verdict", [
+    (1.0, 100, 1.0, HOLDS), (1.9, 100, 1.0, NOT), (1.0, 195, 1.0, NOT),
+    (1.0, 100, 0.5, f"reference in memory: holds; reference stored: {NOT}"),
+])
+def test_the_verdict_on_the_cost_of_dft2(seconds, megabytes, stored, verdict, tmp_path,
+                                         monkeypatch):
+    """What DFT costs is 2 s and 200 MB, or `stored` of that."""
+    def measure(lab, settings):
+        data = {}
+        for name in settings:
+            x = {"dft2": 0.0, "dft, reference stored": stored}.get(name, 1.0)
+            cpu, space = (seconds, megabytes) if name == "dft2" else (2 * x, 200 * x)
+            data[name] = {"seconds": [cpu, cpu * 1.01, cpu], "megabytes": [space] * 3}
+        return data
+
+    monkeypatch.setattr(cost, "measure", measure)
+    assert function("dft_cost")(Lab([0, 1, 2], tmp_path)).verdict == verdict
+
+
 # ---------------------------------------------------------------------------------------- controls
 
 def test_the_floor_has_no_memory_and_the_memory_no_floor():
@@ -300,26 +370,27 @@ def test_the_control_has_three_times_the_updates():
 
 
 def test_settings_are_chosen_by_right_answers_on_seeds_of_their_own(tmp_path, monkeypatch):
-    """The best of two seeds wins, not the best of the first."""
+    """First the rate, then the hyper-parameters, and the best of two seeds wins at last."""
     monkeypatch.setattr(tuned, "FIELDS", {"noisy": ("sft", "simpo", "sft → dpo")})
+    first, second = {1e-4: 0.5, 2e-4: 0.6}, {1e-4: 0.9, 2e-4: 0.3}
     asked = []
 
     class Noted(Pretend):
         def run(self, runs, seeds=None):
             asked.append((seeds, len(runs)))
+            rates = first if seeds == tuned.SEEDS[:1] else second
             data = {}
-            for label, run in {"base": None, **runs}.items():
-                data[label] = {"right": [0.1]}
-                if run is not None:
-                    rate = {1e-4: (0.5, 0.9), 2e-4: (0.6, 0.3)}.get(run.recipe.lr, (0.1, 0.2))
-                    sure = 0.2 * (run.hyper.get("beta") in (10.0, 0.05))
-                    data[label]["right"] = [rate[seeds != tuned.SEEDS[:1]] + sure]
+            for label, run in runs.items():
+                right = rates.get(run.recipe.lr, 0.1)
+                if run.hyper.get("beta") in (8.0, 0.01):
+                    right += 0.05
+                data[label] = {"right": [right]}
             return data
 
     best = tuned.choose(Noted(tmp_path, {}))["noisy"]
-    assert best == {"sft": ({}, 1e-4), "simpo": ({"beta": 10.0, "gamma": 5.0}, 1e-4),
-                    "sft → dpo": ({"beta": 0.05}, 1e-4)}
-    assert asked == [(tuned.SEEDS[:1], 4 * (1 + 4 + 3)), (tuned.SEEDS[1:], 3 * 3)]
+    assert best == {"sft": ({}, 1e-4), "simpo": ({"beta": 8.0, "gamma": 4.0}, 2e-4),
+                    "sft → dpo": ({"beta": 0.01}, 2e-4)}
+    assert asked == [(tuned.SEEDS[:1], 3 * 4), (tuned.SEEDS[:1], 3 + 2), (tuned.SEEDS[1:], 3 * 2)]
     assert not set(tuned.SEEDS) & set(range(600))
 
 
@@ -331,7 +402,7 @@ def test_what_is_chosen_comes_from_the_grids_and_what_has_no_grid_runs_at_its_de
     run = tuned.at_best("noisy", "sft → dpo")
     assert (run.method, run.init, run.noise, run.persona) == ("dpo", "sft", 0.3, "troll")
     assert tuned.at_best("pairs", "dpo").persona is None
-    assert tuned.at_best("clean", "ift") == Run("ift")
+    assert tuned.at_best("clean", "slic") == Run("slic")
     told = tuned.in_words("simpo", tuned.setting("clean", "simpo", {"beta": 10.0}, 2e-4))
     assert told == "simpo (beta 10, lr 0.0002)"
 

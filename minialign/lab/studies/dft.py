@@ -146,8 +146,8 @@ def negatives(lab: Lab) -> Findings:
     told = ", ".join(f"{words} {d}" for words, d in tests.items())
     eight = Difference(data["plain B 8"], data["sft"], "right")
     sentence = (
-        f"Right answers: {told}. With eight negatives of the plain persona DFT is at {eight} of "
-        "SFT (the exact objective, with all answers as negatives, is SFT's at τ = 1)."
+        f"Right answers: {told}; DFT with eight negatives of the plain persona over SFT {eight} "
+        "(the exact objective, with all answers as negatives, is SFT's at τ = 1)."
     )
     question = "DFT, 30 % wrong labels: how many negatives per prompt (B)?"
     pale = [label for label in runs if label.startswith("plain")]

@@ -119,7 +119,10 @@ def two_stages(lab: Lab) -> Findings:
         better = list(over["own answers"].values())
         parts[f"better than with its own answers, {labels}"] = verdict(
             all(d.above() for d in better), any(d.below() or d.within(SMALL) for d in better))
-    sentence = f"DFT's right answers {'; '.join(told)}."
+    sentence = (
+        f"DFT's right answers {'; '.join(told)}. Two stages take twice the updates, and the first "
+        "is SFT at the common rate."
+    )
     colors = {}
     for label in data:
         if " → " in label:

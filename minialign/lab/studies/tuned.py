@@ -1,7 +1,7 @@
 """The settings at which methods compete in the studies: what they may choose from, and the choice.
 
 Each method has a grid of hyper-parameters, its own paper's where that paper or the DFT paper (§A.2)
-gives one, times the learning rates in RATES. The choice is made once, for all studies and all seeds
+gives one, and the learning rates in RATES. The choice is made once, for all studies and all seeds
 that they are judged on, by the share of right answers on development seeds of its own:
 
     python -m minialign study methods --tune            # prints CHOSEN anew
@@ -15,7 +15,7 @@ from minialign.lab.race import CONDITIONS
 
 RATES = (1e-4, 2e-4, 5e-4, 1e-3)
 SEEDS = (900, 901)          # no study is judged on these
-FINALISTS = 3               # settings that run on all of SEEDS; the others are out after the first
+FINALISTS = 2               # settings that run on all of SEEDS; the others are out after the first
 
 # The kinds of data on which methods compete. With "pairs" the rejected answer is the number that is
 # not the label; otherwise the negatives are the base model's own, drawn from its bad persona.
@@ -26,17 +26,19 @@ DATA = {
     "noisy pairs": Run("sft", persona=None, noise=CONDITIONS["noisy"]),
 }
 
+# Of each grid the first setting is the one at which the learning rate is chosen.
 # SimPO's margin is half its β in the DFT paper. KTO is balanced as that paper does it: one good
 # answer counts as much as the bad ones together. DFT has fewer settings here than in its paper, so
 # that it has no more to choose from than its rivals. ORPO's three weights are those of TRL, of the
 # IFT paper and of ORPO's authors; of DPO-p the DFT paper says nothing.
-SIMPO = [{"beta": float(beta), "gamma": beta / 2} for beta in (6, 8, 10, 12)]
-DPO = [{"beta": beta} for beta in (0.01, 0.05, 0.1)]
+SIMPO = [{"beta": float(beta), "gamma": beta / 2} for beta in (10, 6, 8, 12)]
+DPO = [{"beta": beta} for beta in (0.1, 0.05, 0.01)]
 BALANCED = {"lambda_d": float(RECIPE.negatives)}
 GRIDS = {
     "sft": [{}],
-    "dft": [{"tau": 1.0, "gamma": gamma} for gamma in (0.8, 0.85, 0.9, 0.95)],
-    "dft2": [{"tau": tau, "gamma": 0.9} for tau in (0.1, 0.2, 0.3, 0.4)],
+    "dft": [{"tau": 1.0, "gamma": gamma} for gamma in (0.85, 0.8, 0.9, 0.95)],
+    "dft2": [{"tau": tau, "gamma": 0.9} for tau in (0.3, 0.1, 0.2, 0.4)],
+    "ift": [{"lam": 0.2}, {"lam": 0.5}, {"lam": 0.2, "gamma": 0.0}],
     "asft": [{"lam": lam} for lam in (0.1, 0.2, 0.5)],
     "dpo": DPO,
     "spin": DPO,
@@ -44,13 +46,13 @@ GRIDS = {
     "simpo_sft": [{**hyper, "sft_weight": 1.0} for hyper in SIMPO],
     "kto": [{**hyper, **BALANCED} for hyper in DPO],
     "orpo": [{"lam": lam} for lam in (0.1, 0.25, 1.0)],
-    "dpop": [{"beta": beta, "lam": lam} for beta, lam in product((0.1, 0.3), (5.0, 50.0))],
+    "dpop": [{"beta": beta, "lam": lam} for beta, lam in product((0.3, 0.1), (50.0, 5.0))],
     "sft → dpo": DPO,
     "sft → simpo": SIMPO,
     "sft → kto": DPO,
 }
 
-ALONE = ("sft", "dft", "dft2", "simpo", "simpo_sft", "spin", "kto", "orpo", "dpop")
+ALONE = ("sft", "dft", "dft2", "ift", "simpo", "simpo_sft", "spin", "kto", "orpo", "dpop")
 FIELDS = {              # who competes on which data
     "clean": (*ALONE, "sft → dpo", "sft → simpo"),
     "noisy": (*ALONE, "sft → dpo", "sft → simpo"),
@@ -76,27 +78,40 @@ def at_best(data: str, name: str) -> Run:
 
 
 def choose(lab) -> dict[str, dict[str, tuple[dict, float]]]:
-    """CHOSEN, measured anew: of every grid the setting that gives most right answers."""
+    """CHOSEN, measured anew: for every method the setting that gives most right answers.
+
+    First the learning rate, with the first hyper-parameters of the grid; then the others at that
+    rate; at last the finalists on the other seeds, too.
+    """
     chosen = {}
     for data, names in FIELDS.items():
-        tries = {}
-        for name in names:
-            for hyper, rate in product(GRIDS[name], RATES):
-                tries[name, str(hyper), rate] = setting(data, name, hyper, rate)
-        right = {key: marks["right"][0] for key, marks in lab.run(tries, SEEDS[:1]).items()}
+        right = {}                              # {(method, place in its grid, rate): right answers}
 
-        # The finalists of every method run on the other seeds too.
-        finalists = {}
+        def measure(tries: list[tuple], seeds: tuple[int, ...], data=data, right=right) -> None:
+            """Add the right answers of these settings on these seeds."""
+            runs = {}
+            for name, place, rate in tries:
+                runs[name, place, rate] = setting(data, name, GRIDS[name][place], rate)
+            measured = lab.run(runs, seeds)
+            for key in tries:
+                right[key] = right.get(key, 0.0) + sum(measured[key]["right"])
+
+        def best(name: str, right=right) -> list[tuple]:
+            """The settings of a method that have been tried, the best first."""
+            return sorted((key for key in right if key[0] == name), key=right.get, reverse=True)
+
+        measure(list(product(names, [0], RATES)), SEEDS[:1])
+        others = []
         for name in names:
-            of_name = [key for key in tries if key[0] == name]
-            of_name.sort(key=right.get, reverse=True)
-            finalists |= {key: tries[key] for key in of_name[:FINALISTS]}
-        for key, marks in lab.run(finalists, SEEDS[1:]).items():
-            right[key] += sum(marks["right"])
+            rate = best(name)[0][2]
+            others += [(name, place, rate) for place in range(1, len(GRIDS[name]))]
+        measure(others, SEEDS[:1])
+        finalists = {name: best(name)[:FINALISTS] for name in names}
+        measure([key for keys in finalists.values() for key in keys], SEEDS[1:])
         chosen[data] = {}
         for name in names:
-            run = finalists[max((key for key in finalists if key[0] == name), key=right.get)]
-            chosen[data][name] = run.hyper, run.recipe.lr
+            _, place, rate = max(finalists[name], key=right.get)
+            chosen[data][name] = GRIDS[name][place], rate
     return chosen
 
 
