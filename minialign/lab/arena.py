@@ -24,7 +24,7 @@ import torch
 from minialign.data import Batch, Example, collate
 from minialign.generate import answers
 from minialign.lab import tasks
-from minialign.lab.places import PLACES, by_place
+from minialign.lab.places import PLACES, after_a_slip, by_place
 from minialign.lab.small import COURSES, FIT, base_model, base_path, fitness
 from minialign.logps import batch_logps
 from minialign.methods import METHODS, Method, build_method
@@ -156,16 +156,8 @@ class Exam:
             ]
             return collate(examples)
 
-        # Answers that begin with a slip: the wrong first digit, or the digit at the fork with which
-        # the wrong answer begins. What is asked for is the rest of the right answer.
-        slips = {"opening": [], "fork": []}
-        for q in disputed[:N_SKILL]:
-            fork = len(os.path.commonprefix([q.right, q.wrong]))
-            digit = (int(q.right[0]) + 1) % 10
-            slips["opening"].append((f"{q.prompt()}{digit}", [q.right[1:]]))
-            slips["fork"].append((q.prompt() + q.wrong[: fork + 1], [q.right[fork + 1 :]]))
-        self.slips = {place: batch(asked) for place, asked in slips.items()}
-
+        slips = [after_a_slip(q) for q in disputed[:N_SKILL]]
+        self.slips = {place: batch([asked[place] for asked in slips]) for place in slips[0]}
         pairs = [(q.prompt(), [q.right, q.wrong]) for q in disputed]
         self.disputed = batch(pairs)
         self.curve = batch(pairs[:N_CURVE])

@@ -75,7 +75,8 @@ OPPOSITES = [   # study, marks by setting, verdict
      "labels wrong"),
     ("propagation", {}, NOT),
     ("recovery", {name: {mark: 0.6 for mark in ift.SLIPS}
-                  for name in ("released code", "eq. 21", "λ 0.2")}, HOLDS),
+                  for name in ("released code", "eq. 21", "λ 0.2", "λ 0.5")}
+     | {"random": {}}, HOLDS),
     ("recovery", {}, NOT),
     ("recovery", {"clean λ 0.2": {"recovery_fork": 0.6}},
      in_parts({SLIPS[0]: NOT, SLIPS[1]: f"holds only for λ 0.2 with {TITLES['clean']}"})),
