@@ -45,8 +45,7 @@ TOP_K = 50              # negatives are drawn among that many likeliest tokens
 LOGGED = {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds", "logp_wanted",
           "logp_others"}
 
-# The marks of which a run also reports the change: log-probs of whole answers, and of the right one
-# place by place.
+# Marks whose change a run reports too: of whole answers, and of the right one place by place.
 LOG_PROBS = ("good_logp", "bad_logp", *(f"good_{place}" for place in PLACES))
 
 
@@ -193,8 +192,7 @@ class Exam:
         for place, logp in zip(PLACES, places[:, 0].mean(1).tolist(), strict=True):
             marks[f"good_{place}"] = logp
         for place, asked in self.slips.items():
-            rest = batch_logps(model, asked).sum(-1).exp().mean().item()
-            marks[f"recovery_{place}"] = rest
+            marks[f"recovery_{place}"] = batch_logps(model, asked).sum(-1).exp().mean().item()
         return marks
 
     def greedy(self, model) -> float:
