@@ -80,9 +80,11 @@ OPPOSITES = [   # study, marks by setting, verdict
     ("recovery", {}, NOT),
     ("recovery", {"clean λ 0.2": {"recovery_fork": 0.6}},
      in_parts({SLIPS[0]: NOT, SLIPS[1]: f"holds only for λ 0.2 with {TITLES['clean']}"})),
-    ("pipeline", {}, HOLDS),
+    ("pipeline", {"ift": {"right": 0.9}}, HOLDS),
+    ("pipeline", {"sft → dpo": {}, "sft": {"right": 0.4}}, HOLDS),
+    ("pipeline", {}, f"{HOLDS}, as it does for SFT alone"),
     ("pipeline", {"noisy sft → dpo": {"right": 0.9}},
-     in_parts({TITLES["clean"]: HOLDS, TITLES["noisy"]: NOT})),
+     in_parts({TITLES["clean"]: f"{HOLDS}, as it does for SFT alone", TITLES["noisy"]: NOT})),
     ("pipeline", {"ift": {"jitter": 1}}, OPEN),
 ]
 

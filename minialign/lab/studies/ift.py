@@ -18,6 +18,7 @@ from minialign.lab.plot import COLOR, average
 from minialign.lab.race import CONDITIONS, CONTROL, TITLES, Difference, tripled
 from minialign.lab.small import base_model
 from minialign.lab.studies.lab import (
+    HOLDS,
     MARKS,
     NOT,
     SMALL,
@@ -238,7 +239,8 @@ def pipeline(lab: Lab) -> Findings:
     """IFT's main claim: wanted answers alone, against SFT and then DPO on preference pairs.
 
     The rule: IFT is at least as good if its right answers are known to be no more than SMALL below,
-    and worse if they clearly are, by more than SMALL.
+    and worse if they clearly are, by more than SMALL. If the same is known of SFT alone, and IFT is
+    not clearly above that, the verdict says so: then it is not IFT's doing.
     """
     names = ("sft", "ift", "sft → dpo")
     runs = {}
@@ -251,8 +253,13 @@ def pipeline(lab: Lab) -> Findings:
     for c, labels in TITLES.items():
         against = Better(data[f"{c} ift"], data[f"{c} sft → dpo"])
         base = Better(data[f"{c} ift"], data[f"{c} sft"])
-        parts[labels] = verdict(against.right.above(-SMALL), less(against.right))
+        alone = Difference(data[f"{c} sft"], data[f"{c} sft → dpo"], "right")
+        found = verdict(against.right.above(-SMALL), less(against.right))
+        if found == HOLDS and alone.above(-SMALL) and not base.right.above():
+            found = f"{HOLDS}, as it does for SFT alone"
+        parts[labels] = found
         tests |= against.tests(f"ift over sft → dpo, {labels}")
+        tests |= {f"sft over sft → dpo, {labels}": alone, f"ift over sft, {labels}": base.right}
         settings = ", ".join(in_words(name, runs[f"{c} {name}"]) for name in names)
         told.append(f"with {labels} against sft → dpo {against}, against sft {base} ({settings})")
     question = "IFT from wanted answers alone, or SFT and then DPO on pairs?"
