@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 01 · A GPT in one sitting
+# # 02 · Log-probs
 # **The question:** what does a language model say about a sentence?
 #
 # Everything in this repository is done to one kind of number, the log-probability of a token given those before it. Here you
@@ -9,10 +9,10 @@
 # %%
 import random
 
-import check
 import matplotlib.pyplot as plt
 import torch
 
+from lessons import check
 from minialign.data import collate
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.lab import plot, tasks
@@ -22,6 +22,7 @@ from minialign.model import Transformer
 from minialign.train import Recipe, fit
 
 args = check.options()
+mine = check.mine(args)
 torch.manual_seed(0)
 
 # %% [markdown]
@@ -51,7 +52,7 @@ for (prompt, answer), example in list(zip(texts, examples, strict=True))[:4]:
 #     P(y | x) = Π_t P(y_t | x, y_<t)             log P(y | x) = Σ_t log P(y_t | x, y_<t)
 #     P(v | x, y_<t) = exp z[v] / Σ_w exp z[w]    log P(y_t | x, y_<t) = z[y_t] − log Σ_w exp z[w]
 #
-# Training (supervised fine-tuning, SFT: eq. 1 of the DFT paper, 2502.18679, and lesson 04) raises these log-probs: the loss is
+# Training (supervised fine-tuning, SFT: eq. 1 of the DFT paper, 2502.18679, and lesson 05) raises these log-probs: the loss is
 # minus their mean.
 
 # %%
@@ -125,13 +126,13 @@ for x, persona in enumerate(said):
 bars.set(title="it answers as those it read (black lines)", ylabel="probability of the right answer", ylim=(0, 1))
 bars.set_xticks(range(len(said)), ["people", "Troll", "Sage"])
 plot.clean(bars)
-check.show(figure, "01")
+check.show(figure, "02")
 share = float(logps[1].min() / logps[1].sum())
 print(f"Your guess? Of the log-prob of “9.11>9.9”, {share:.0%} sits in one token, number {int(logps[1].argmin()) + 1} of 9.")
 
 # %% [markdown]
 # Up to the token where the answers part, right and wrong are the same text; after it, each is sure to be finished as it began.
-# So "lower the wrong answer" means: move one token. Keep that in mind for lessons 04 to 06.
+# So "lower the wrong answer" means: move one token. Keep that in mind for lessons 05 to 07.
 #
 # ## Exercise ●○○ (10 minutes)
 # Score an answer from the logits. One row holds prompt, answer and padding; `is_answer` says which tokens are the answer's.
@@ -140,12 +141,7 @@ print(f"Your guess? Of the log-prob of “9.11>9.9”, {share:.0%} sits in one t
 # part of the mask?</details>
 
 # %%
-def your_score(z, tokens, is_answer):
-    """z (L, V) logits, tokens (L,) int, is_answer (L,) bool → the answer's log-prob, one number."""
-    return ...
-
-
-print(check.score(your_score))
+print(check.score(mine.score))
 
 # %% [markdown]
 # ## Try
@@ -153,16 +149,12 @@ print(check.score(your_score))
 # * Add the answer "9.11>9.9 " with a space before the end. Which token pays?
 # * Train on a tenth of the texts. Which task is learnt first: the form of an answer, reversing, or whom to believe?
 #
-# **Next:** 02 asks how such a number is moved.
+# **Next:** 03 asks how such a number is moved.
 
 # %%
 # region Solution: unfold when you have tried
-def our_score(z, tokens, is_answer):
+def score(z, tokens, is_answer):
     log_p = z[:-1].log_softmax(-1)                                      # position t speaks about token t + 1
     logps = log_p.gather(1, tokens[1:, None])[:, 0]
     return logps[is_answer[1:]].sum()                                   # the mask is shifted with the tokens
-
-
-if args.solution:
-    print(check.score(our_score))
 # endregion
