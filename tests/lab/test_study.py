@@ -66,6 +66,10 @@ OPPOSITES = [   # study, marks by setting, verdict, and what else must change wi
      "two over one, bad persona: does not hold here; two over four, bad persona: holds; "
      "two over one, plain persona: does not hold here; two over four, plain persona: holds"),
     ("negatives", {"B 2": {"jitter": 1}}, OPEN),
+    ("filter", {"dft, 95": {"right": 0.9}, "dft, 5%": {"right": 0.5}}, HOLDS),
+    ("filter", {"dft, 95": {"right": 0.9}, "dft, 5%": {"right": 0.7}}, NOT),
+    ("filter", {}, NOT),
+    ("filter", {"dft, 50": {"right": 0.4}}, NOT),
     ("temperature", {"T 0.7": {"right": 0.9}}, HOLDS),
     ("temperature", {}, NOT),
     ("temperature", {"plain T 0.7": {"right": 0.9}}, f"bad persona: {NOT}; plain persona: holds"),

@@ -32,6 +32,9 @@ STUDIES = {
     "negatives": Claim(
         "two negatives per prompt are better than one, and than four",
         "DFT, Table 9", "dft:negatives"),
+    "filter": Claim(
+        "with wrong labels DFT beats SFT only where its negatives are wrong more often than the "
+        "labels are", "ours; negatives made, not drawn", "filters:filters"),
     "temperature": Claim(
         "negatives are best drawn at a moderate temperature, 0.7",
         "DFT, Table 12", "dft:temperature"),
