@@ -22,7 +22,7 @@ from minialign.lab import arena
 from minialign.lab.arena import RECIPE, Run
 from minialign.lab.race import CONTROL, TITLES, Difference
 from minialign.lab.small import tasks
-from minialign.lab.studies import STUDIES, balance, cost, dft, exact, ift, lab, pools, tuned
+from minialign.lab.studies import STUDIES, balance, cost, dft, exact, ift, lab, pools, rivals, tuned
 from minialign.lab.studies.lab import HOLDS, NOT, OPEN, TRAINED_FOR, Better, Lab
 from minialign.methods import METHODS, build_method
 from minialign.model import Config, Transformer
@@ -479,6 +479,16 @@ def test_settings_are_chosen_by_right_answers_on_seeds_of_their_own(tmp_path, mo
                     "sft → dpo": ({"beta": 0.01}, 2e-4)}
     assert asked == [(tuned.SEEDS[:1], 3 * 4), (tuned.SEEDS[:1], 3 + 2), (tuned.SEEDS[1:], 3 * 2)]
     assert not set(tuned.SEEDS) & set(range(600))
+
+
+def test_every_setting_of_a_grid_can_be_built_and_every_rival_has_a_grid():
+    for name, grid in tuned.GRIDS.items():
+        for hyper in grid:
+            run = tuned.setting("clean", name, hyper, 1e-4)
+            assert vars(build_method(run.method, run.hyper, 4)).items() >= hyper.items()
+    for data, names in tuned.FIELDS.items():
+        assert data in tuned.DATA and set(names) <= set(tuned.GRIDS)
+    assert {"sft", "dft", "dft2", *rivals.RIVALS} <= set(tuned.FIELDS["noisy"])
 
 
 def test_what_is_chosen_comes_from_the_grids_and_what_has_no_grid_runs_at_its_defaults():

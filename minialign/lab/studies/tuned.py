@@ -17,7 +17,7 @@ RATES = (1e-4, 2e-4, 5e-4, 1e-3)
 SEEDS = (900, 901)          # no study is judged on these
 FINALISTS = 2               # settings that run on all of SEEDS; the others are out after the first
 
-# The kinds of data on which methods compete. With "pairs" the rejected answer is the number that is
+# The kinds of data on which methods compete. With "pairs" the rejected answer is the one that is
 # not the label; otherwise the negatives are the base model's own, drawn from its bad persona.
 DATA = {
     "clean": Run("sft"),
