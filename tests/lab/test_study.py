@@ -459,7 +459,8 @@ def test_the_control_has_three_times_the_updates():
 def test_settings_are_chosen_by_right_answers_on_seeds_of_their_own(tmp_path, monkeypatch):
     """First the rate, then the hyper-parameters, and the best of two seeds wins at last."""
     monkeypatch.setattr(tuned, "FIELDS", {"noisy": ("sft", "simpo", "sft → dpo")})
-    first, second = {1e-4: 0.5, 2e-4: 0.6}, {1e-4: 0.9, 2e-4: 0.3}
+    first = {5e-5: 0.1, 1e-4: 0.5, 2e-4: 0.6, 5e-4: 0.3}
+    second = {1e-4: 0.9, 2e-4: 0.3}
     asked = []
 
     class Noted(Pretend):
@@ -477,7 +478,8 @@ def test_settings_are_chosen_by_right_answers_on_seeds_of_their_own(tmp_path, mo
     best = tuned.choose(Noted(tmp_path, {}))["noisy"]
     assert best == {"sft": ({}, 1e-4), "simpo": ({"beta": 8.0, "gamma": 4.0}, 2e-4),
                     "sft → dpo": ({"beta": 0.01}, 2e-4)}
-    assert asked == [(tuned.SEEDS[:1], 3 * 4), (tuned.SEEDS[:1], 3 + 2), (tuned.SEEDS[1:], 3 * 2)]
+    one, other = tuned.SEEDS[:1], tuned.SEEDS[1:]
+    assert asked == [(one, 3), (one, 3 * 2), (one, 3), (one, 3 + 2), (other, 3 * 2)]
     assert not set(tuned.SEEDS) & set(range(600))
 
 
