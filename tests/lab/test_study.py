@@ -3,6 +3,7 @@
 No test says how a method of the papers ought to fare.
 """
 
+import ast
 import json
 import math
 import subprocess
@@ -491,6 +492,16 @@ def test_every_setting_of_a_grid_can_be_built_and_every_rival_has_a_grid():
     for data, names in tuned.FIELDS.items():
         assert data in tuned.DATA and set(names) <= set(tuned.GRIDS)
     assert {"sft", "dft", "dft2", *rivals.RIVALS} <= set(tuned.FIELDS["noisy"])
+
+
+def test_tune_prints_what_can_stand_in_the_file(tmp_path, monkeypatch):
+    best = {"noisy": {"sft": ({}, 1e-05), "simpo": ({"beta": 8.0, "gamma": 4.0}, 0.0002)}}
+    monkeypatch.setattr(tuned, "choose", lambda lab: best)
+    lab_ = Pretend(tmp_path, {})
+    lab_.tune = True
+    sentence = function("methods")(lab_).sentence
+    assert ast.literal_eval(sentence.partition("CHOSEN = ")[2]) == best
+    assert lab_.seeds == list(tuned.SEEDS)
 
 
 def test_what_is_chosen_comes_from_the_grids_and_what_has_no_grid_runs_at_its_defaults():
