@@ -189,6 +189,13 @@ def test_the_sentence_quotes_the_numbers_and_the_picture_is_drawn(name, tmp_path
     assert STUDIES[name].claim in one.report(name, STUDIES[name], Pretend(tmp_path, {}))
 
 
+def test_no_rival_is_beaten_where_none_races(tmp_path):
+    lab_ = Pretend(tmp_path, {"dft": {"right": 0.9}})
+    lab_.methods = ["sft", "dft"]
+    findings = function("methods")(lab_)
+    assert findings.verdict == HOLDS and not any("kto" in label for label in findings.data)
+
+
 def test_one_seed_decides_nothing():
     better = Better(*({mark: [x] for mark in ("right", "agree", "average")} for x in (0.9, 0.1)))
     assert better.verdict == OPEN and not Difference({"x": [1.0]}, {"x": [0.0]}, "x").above()

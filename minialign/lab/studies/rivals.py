@@ -76,8 +76,9 @@ def methods(lab: Lab) -> Findings:
             limit=TRAINED_FOR if sft.costly else "",
         )
         over = [vs[name].right for name in rivals]
-        parts[f"over every preference method, {labels}"] = verdict(
-            all(d.above() for d in over), any(d.below() or d.within(SMALL) for d in over))
+        if over:
+            parts[f"over every preference method, {labels}"] = verdict(
+                all(d.above() for d in over), any(d.below() or d.within(SMALL) for d in over))
         tests |= sft.tests(f"dft over sft, {labels}")
         tests[f"dft over {CONTROL}, {labels}"] = control.right
         tests |= {f"dft over {name}, {labels}": vs[name].right for name in rivals}
