@@ -487,7 +487,7 @@ def test_settings_are_chosen_by_right_answers_on_seeds_of_their_own(tmp_path, mo
     assert best == {"sft": ({}, 1e-4), "simpo": ({"beta": 8.0, "gamma": 4.0}, 2e-4),
                     "sft → dpo": ({"beta": 0.01}, 2e-4)}
     one, other = tuned.SEEDS[:1], tuned.SEEDS[1:]
-    assert asked == [(one, 3), (one, 3 * 2), (one, 3), (one, 3 + 2), (other, 3 * 2)]
+    assert asked == [(one, 3 * len(tuned.RATES)), (one, 3 + 2), (other, 3 * 2)]
     assert not set(tuned.SEEDS) & set(range(600))
 
 

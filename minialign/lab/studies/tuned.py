@@ -94,34 +94,20 @@ def ranked(name: str, right: dict) -> list[tuple]:
     return sorted((key for key in right if key[0] == name), key=right.get, reverse=True)
 
 
-def neighbours(name: str, right: dict) -> list[tuple]:
-    """The settings one rate below and above a method's best that have not been tried."""
-    _, place, rate = ranked(name, right)[0]
-    at = RATES.index(rate)
-    around = [(name, place, r) for r in RATES[max(0, at - 1) : at + 2]]
-    return [key for key in around if key not in right]
-
-
 def choose(lab) -> dict[str, dict[str, tuple[dict, float]]]:
     """CHOSEN, measured anew: for every method the setting that gives most right answers.
 
-    First the learning rate, with the first hyper-parameters of the grid: from the common rate one
-    step up or down until both neighbours of the best are known. Then the other hyper-parameters at
-    that rate. At last the finalists run on the other seeds, too.
+    First the learning rate, with the first hyper-parameters of the grid; then the others at that
+    rate; at last the finalists on the other seeds, too.
     """
     chosen = {}
     for data, names in FIELDS.items():
-        right = {}
-        tries = [(name, 0, RECIPE.lr) for name in names]
-        while tries:
-            measure(lab, data, tries, SEEDS[:1], right)
-            tries = []
-            for name in names:
-                tries += neighbours(name, right)
+        right, others = {}, []
+        measure(lab, data, list(product(names, [0], RATES)), SEEDS[:1], right)
         for name in names:
             _, _, rate = ranked(name, right)[0]
-            tries += [(name, place, rate) for place in range(1, len(GRIDS[name]))]
-        measure(lab, data, tries, SEEDS[:1], right)
+            others += [(name, place, rate) for place in range(1, len(GRIDS[name]))]
+        measure(lab, data, others, SEEDS[:1], right)
 
         finalists = {name: ranked(name, right)[:FINALISTS] for name in names}
         measure(lab, data, [key for keys in finalists.values() for key in keys], SEEDS[1:], right)
