@@ -94,10 +94,10 @@ def test_a_lesson_has_the_teachers_answer_and_the_policys_own(tiny_lesson):
         assert bad.startswith(prompt)
 
 
-def test_a_later_training_begins_where_the_earlier_one_ended(tiny_lesson, monkeypatch):
-    monkeypatch.setitem(ROWS, "sft", Training("sft", 1e-3))
-    before, _ = writer.taught(ROWS["sft"], tiny_lesson, TINY)
-    after, _ = writer.taught(Training("dpo", 1e-30, after="sft"), tiny_lesson, TINY)
+def test_a_later_training_begins_where_the_earlier_one_ended(tiny_lesson):
+    first = Training("sft", 1e-3)
+    before, _ = writer.taught(first, tiny_lesson, TINY)
+    after, _ = writer.taught(Training("dpo", 1e-30, after=first), tiny_lesson, TINY)
     alone, _ = writer.taught(Training("dpo", 1e-30), tiny_lesson, TINY)
     torch.testing.assert_close(after.state_dict(), before.state_dict(), atol=1e-7, rtol=0)
     assert not torch.allclose(after.head, alone.head)
@@ -137,22 +137,41 @@ def test_the_verdict_follows_the_numbers(judge, verdict):
     assert HOLDS != verdict
 
 
-def test_the_rate_is_the_best_one_that_repeats_itself_no_more_than_the_teacher(monkeypatch, capsys):
-    def run_rows(lab, rows, judge, development):
-        assert development and judge == writer.TEACHER
-        data = {name: {"judge": [1.0], "distinct_3": [0.9]} for name in ("base", *rows, "teacher")}
-        for name in rows:
-            rate = rows[name].lr
-            # The higher the rate the likelier the text; beyond 2e-3 it repeats itself.
-            data[name] = {"judge": [2 - 100 * rate], "distinct_3": [0.9 if rate < 3e-3 else 0.5],
+@pytest.mark.parametrize("peak, too_much, chosen, tried", [
+    (1e-3, 1, 1e-3, {5e-4, 1e-3, 2e-3}),                                # it stands between others
+    (4e-3, 1, 4e-3, {5e-4, 1e-3, 2e-3, 4e-3, 8e-3}),
+    (1, 1, 8e-3, {5e-4, 1e-3, 2e-3, 4e-3, 8e-3}),                       # five and no more
+    (1e-9, 1, 1.25e-4, {1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3}),
+    (1, 3e-3, 2e-3, {5e-4, 1e-3, 2e-3, 4e-3}),                          # beyond it repeats itself
+    (1, 0, 1.25e-4, {1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3}),               # all of them repeat
+])
+def test_the_rate_is_the_best_one_that_repeats_itself_no_more_than_the_teacher(
+        monkeypatch, peak, too_much, chosen, tried):
+    """The better the nearer its rate is to `peak`; above `too_much` it repeats itself."""
+    def run_rows(lessons, rows, judge):
+        assert lessons == "development" and judge == writer.TEACHER
+        asked.update(rows)
+        data = {}
+        for name, row in rows.items():
+            rate = row.lr if row else 0
+            distance = abs(math.log(rate / peak)) if row else 0
+            data[name] = {"judge": [distance], "distinct_3": [0.5 if rate > too_much else 0.9],
                           "perplexity": [4.0]}
-        return data, []
+        return data
 
+    asked = {}
     monkeypatch.setattr(writer, "run_rows", run_rows)
-    monkeypatch.setattr(writer, "RATES", (5e-4, 2e-3, 4e-3))
+    monkeypatch.setattr(writer, "lessons_of", lambda *_, development: "development")
     found = writer.writer(Lab([0], None, tune=True))
-    assert "sft 0.002" in found.verdict and "dft2 0.002" in found.verdict
-    assert CONTROL not in found.verdict and "0.004" not in found.verdict
+    rates = [part.rpartition(" ")[2] for part in found.verdict.split(", ")]
+    assert len(rates) == len(ROWS) - 1 and {float(rate) for rate in rates} == {chosen}
+    assert CONTROL not in found.verdict
+    for name in ROWS:
+        of_row = {row.lr for key, row in asked.items() if key.rpartition(" ")[0] == name}
+        assert of_row == (set() if name == CONTROL else tried)
+    for key, row in asked.items():
+        if key.startswith("sft → dpo"):
+            assert row.after.lr == chosen
 
 
 def test_the_study_prints_draws_and_writes_every_number(tiny, tmp_path, monkeypatch, capsys):
