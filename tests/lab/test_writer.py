@@ -11,7 +11,7 @@ import torch
 
 from minialign.__main__ import main
 from minialign.evaluate import answer_logps
-from minialign.lab.studies import writer
+from minialign.lab.studies import STUDIES, chosen, writer
 from minialign.lab.studies.lab import HOLDS, NOT, OPEN, SMALL, Lab
 from minialign.lab.studies.processes import in_processes
 from minialign.lab.studies.writer import CONTROL, PLAIN, ROWS, Size, Training
@@ -205,6 +205,11 @@ def test_a_model_without_training_is_only_asked(tiny_lesson):
 def test_its_flags_belong_to_it_alone(words, capsys):
     assert main(["study", *words]) == 2
     assert "the study writer only" in capsys.readouterr().err
+
+
+def test_all_studies_are_all_but_this_one_which_takes_half_an_hour():
+    assert chosen("all") == [name for name in STUDIES if name != "writer"]
+    assert chosen("writer") == ["writer"]
 
 
 def test_a_judge_that_is_none_is_refused_before_anything_is_trained(tmp_path, capsys):
