@@ -12,7 +12,7 @@ from minialign.files import can_write, write_json
 from minialign.lab import plot
 from minialign.lab.arena import N_TRAIN, RECIPE, Run, run_all
 from minialign.methods import METHODS
-from minialign.stats import mean_interval, show, table
+from minialign.stats import mean_interval, p_value, show, table
 
 CONDITIONS = {"clean": 0.0, "noisy": 0.3}           # share of the labels that name the wrong number
 TITLES = {"clean": "every label right", "noisy": "30 % of the labels wrong"}
@@ -62,6 +62,11 @@ class Difference:
     def within(self, x: float) -> bool:
         """The whole interval lies between −x and x: no difference that matters."""
         return self.above(-x) and self.below(x)
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of the paired t test that there is no difference."""
+        return p_value(self.values)
 
     def percent(self) -> str:
         return f"{round(100 * self.mean)} ± {100 * self.half:.0f} %"

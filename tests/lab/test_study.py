@@ -26,6 +26,7 @@ from minialign.lab.studies import STUDIES, balance, cost, dft, exact, ift, lab
 from minialign.lab.studies.lab import HOLDS, NOT, OPEN, TRAINED_FOR, Better, Lab
 from minialign.methods import METHODS, build_method
 from minialign.model import Config, Transformer
+from minialign.stats import holm, mean_interval, p_value
 
 SEEDS = 4
 
@@ -158,6 +159,53 @@ def test_differences_are_paired():
     a, b = {"x": [0.1, 0.5, 0.9]}, {"x": [0.05, 0.449, 0.851]}
     d = Difference(a, b, "x")
     assert d.above(0.04) and not d.above(0.06) and str(d).startswith("+0.050 ± 0.00")
+
+
+# ------------------------------------------------------------------------- many tests at once
+
+@pytest.mark.parametrize("n, t, p", [       # two-sided, from printed tables of Student's t
+    (2, 12.706, 0.05), (2, 63.657, 0.01), (3, 4.303, 0.05), (4, 3.182, 0.05), (5, 2.776, 0.05),
+    (5, 8.610, 0.001), (6, 4.032, 0.01), (6, 6.869, 0.001), (10, 1.383, 0.2), (10, 2.262, 0.05),
+    (10, 3.250, 0.01), (11, 2.228, 0.05), (31, 2.042, 0.05),
+])
+def test_p_values_are_those_of_the_tables(n, t, p):
+    values = [i - (n - 1) / 2 for i in range(n)]
+    error = math.sqrt(sum(x * x for x in values) / (n - 1) / n)
+    for sign in (1, -1):
+        assert p_value([x + sign * t * error for x in values]) == pytest.approx(p, rel=1e-3)
+
+
+def test_p_values_agree_with_the_intervals_and_have_ends():
+    for shift in (0.3, 0.9, 1.5, 3.0):
+        values = [x + shift for x in (-1.0, 0.2, 0.4, 1.1, -0.7)]
+        mean, half = mean_interval(values)
+        assert (p_value(values) < 0.05) == (mean - half > 0)
+    assert p_value([0.0, 0.0]) == p_value([-1.0, 1.0]) == 1 and p_value([0.5, 0.5]) == 0
+    assert math.isnan(p_value([0.5]))
+
+
+def test_holm_on_p_values_made_by_hand():
+    """Four tests: thresholds .0125, .0167, .025, .05; behind the first failure none counts."""
+    assert holm({"a": 0.01, "b": 0.016, "c": 0.03, "d": 0.04}) == {"a", "b"}
+    assert holm({"a": 0.013, "b": 0.016, "c": 0.02, "d": 0.04}) == set()
+    assert holm({"a": 0.04}) == {"a"} and holm({"a": 0.04, "b": 0.04}) == set()
+    assert holm({"a": 0.04, "b": 0.02}) == {"a", "b"}
+    assert holm({"a": 0.001, "b": math.nan}) == {"a"} and holm({}) == set()
+
+
+def test_a_run_of_studies_names_the_intervals_that_would_not_survive():
+    def findings(tests):
+        return lab.Findings({}, HOLDS, "", None, tests=tests)
+
+    def apart(x):
+        return Difference({"x": [x - 0.01, x, x + 0.01]}, {"x": [0.0] * 3}, "x")
+
+    found = {"one": findings({"sure": apart(5.0), "perhaps": apart(0.03)}),
+             "two": findings({"no": apart(0.0)}), "three": findings({})}
+    text = lab.many_at_once(found)
+    assert "rest on 3 comparisons; 2 of them are clear" in text and "1 also after" in text
+    assert "one: perhaps (p = 0.035)" in text and "sure" not in text and "two: no" not in text
+    assert "No verdict rests" in lab.many_at_once({"three": findings({})})
 
 
 # ---------------------------------------------------------------- exact studies, by other formulas

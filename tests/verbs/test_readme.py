@@ -104,11 +104,13 @@ def test_what_pip_installs_is_what_is_pinned_and_tested():
             name, version = line.split("==")
             pins[name] = [int(part) for part in version.split(".")]
     extras = project["project"]["optional-dependencies"]
-    assert {"data", "peers", "notebooks", "dev"} <= extras.keys()
+    assert {"data", "peers", "lessons", "dev"} <= extras.keys()
     for wanted in project["project"]["dependencies"] + extras["dev"]:
         name, least = wanted.split(">=")
         assert pins[name] >= [int(part) for part in least.split(".")], wanted
     assert lines[-1] == "-e ."
-    places = {path.parent for top in ("minialign", "toy") for path in (ROOT / top).rglob("*.py")}
+    places = set()
+    for top in "minialign", "lessons", "toy":
+        places |= {path.parent for path in (ROOT / top).rglob("*.py")}
     packages = {".".join(place.relative_to(ROOT).parts) for place in places}
     assert packages == set(project["tool"]["setuptools"]["packages"])

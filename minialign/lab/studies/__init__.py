@@ -112,23 +112,25 @@ def run(
     judge     a model folder that judges in the study "writer"; None: its own
     tune      choose the learning rates of the study "writer" instead
     """
-    from minialign.lab.studies.lab import Lab  # here torch is needed
+    from minialign.lab.studies.lab import Lab, many_at_once  # here torch is needed
 
     can_write(out, json)
-    known, results = {}, {}
+    known, results, found = {}, {}, {}
     for name in names:
         study = STUDIES[name]
         some = list(range(first_seed, first_seed + (seeds or study.seeds)))
         lab = Lab(some, Path(out), known, methods, judge, tune)
         module, function = study.home.split(":")
         measure = getattr(import_module(f"minialign.lab.studies.{module}"), function)
-        findings = measure(lab)
+        findings = found[name] = measure(lab)
 
         # A file is brought up to date after every study; standard output gets one object.
         results[name] = findings.numbers()
         if json and json != "-":
             write_json(json, results, indent=1)
         print(findings.report(name, study, lab), flush=True)
-        if json == "-" and name == names[-1]:
-            write_json(json, results, indent=1)
+        if name == names[-1]:
+            print(many_at_once(found), flush=True)
+            if json == "-":
+                write_json(json, results, indent=1)
         findings.draw(folder=out, name=f"study_{name}")

@@ -96,4 +96,8 @@ def exact_u(lab: Lab) -> Findings:
         "error_paper": (f"visit {PAPER}", 3),
         "error_last": (f"visit {VISITS}", 3),
         "bias_last": (f"mean error, visit {VISITS}", 3),
+    }, tests={
+        f"γ 0.9 over γ 1, visit {PAPER}": early,
+        f"γ 0.9 over γ 1, visit {VISITS}": late,
+        "γ 0.9 over a floor without memory": floor,
     })

@@ -8,7 +8,7 @@ from pathlib import Path
 from minialign.lab import race
 from minialign.lab.arena import Run, run_all
 from minialign.lab.race import CONDITIONS, CONTROL, TITLES, Difference, cells, columns, tripled
-from minialign.stats import table
+from minialign.stats import holm, table
 
 HOLDS, NOT, OPEN = "holds", "does not hold here", "undecided with these seeds"
 TRAINED_FOR = "if nothing counts but the questions trained for"         # a limit of a verdict
@@ -180,6 +180,10 @@ class Better:
         ahead = self.right.mean > 0 and self.average.above()
         return verdict(ahead, self.right.below() or self.right.within(SMALL))
 
+    def tests(self, words: str) -> dict[str, Difference]:
+        """What the verdict reads, for `Findings.tests`; `words` say who is compared with whom."""
+        return {f"{words}, {mark}": getattr(self, mark) for mark in ("right", "agree", "average")}
+
     def __str__(self) -> str:
         return (f"{self.right} right (agreed questions {self.agree}, "
                 f"mean of all three tasks {self.average})")
@@ -195,6 +199,7 @@ class Findings:
     draw: Callable[..., Path]               # takes folder= and name=
     marks: dict[str, tuple[str, int]] = field(default_factory=lambda: MARKS)    # table columns
     examples: str = ""                      # something to read, printed below the table
+    tests: dict[str, Difference] = field(default_factory=dict)  # {words: what the verdict reads}
 
     def numbers(self) -> dict[str, dict[str, list[float]]]:
         """The data without curves and texts."""
@@ -214,3 +219,27 @@ class Findings:
             f"mean ± half the 95 % interval (Student's t), {seconds:.0f} s; "
             f"picture: {lab.out / f'study_{name}.png'}",
         ])
+
+
+def many_at_once(found: dict[str, Findings]) -> str:
+    """The comparisons of all these studies as one family: which intervals would not survive?
+
+    Clear is a difference whose own 95 % interval leaves out 0. Of many, a few are clear by chance;
+    the correction of Bonferroni and Holm keeps the risk of even one such below 5 %.
+    """
+    p = {}
+    for study, findings in found.items():
+        for words, difference in findings.tests.items():
+            p[f"{study}: {words}"] = difference.p
+    if not p:
+        return "No verdict rests on a comparison of means."
+    clear = [name for name in p if p[name] < 0.05]
+    kept = holm(p)
+    lost = [f"{name} (p = {p[name]:.2g})" for name in clear if name not in kept]
+    text = (
+        f"The verdicts rest on {len(p)} comparisons; {len(clear)} of them are clear by their own "
+        f"95 % interval, {len(kept)} also after Bonferroni–Holm for all {len(p)}."
+    )
+    if lost:
+        text += f" Those that would not survive it: {'; '.join(lost)}."
+    return text

@@ -1,19 +1,19 @@
 # %% [markdown]
-# # 04 · Imitate
+# # 05 · Imitate
 # **The question:** what does supervised fine-tuning (SFT) fix, and what does it never see?
 #
 # SFT shows a model good answers and nothing else. Yet the bad answers move, some of them up. You find out which and why, and
-# what SFT does when the good answers are not all good. You need lessons 01 and 02. Twenty minutes, one of computing (half of it
+# what SFT does when the good answers are not all good. You need lessons 02 and 03. Twenty minutes, one of computing (half of it
 # once, for the small GPT). Files: `minialign/methods/sft.py`, `minialign/train.py`.
 
 # %%
 import copy
 import random
 
-import check
 import matplotlib.pyplot as plt
 import torch
 
+from lessons import check, pictures
 from minialign.data import Batch, collate
 from minialign.lab import plot, tasks
 from minialign.logps import batch_logps
@@ -21,6 +21,7 @@ from minialign.methods import METHODS
 from minialign.train import Recipe, fit
 
 args = check.options()
+mine = check.mine(args)
 
 # %% [markdown]
 # ## What SFT minimises
@@ -43,7 +44,7 @@ for reduction in "seq_sum", "seq_mean", "token_mean":
 # With `seq_sum` and `token_mean` every token counts the same and long answers more; with `seq_mean` answers count the same.
 #
 # ## Where it stops
-# A weight of 1 "forever" does not mean that everything becomes certain. Let a share q_v of the people answer token v. Lesson 02,
+# A weight of 1 "forever" does not mean that everything becomes certain. Let a share q_v of the people answer token v. Lesson 03,
 # averaged over them:
 #
 #     ∂L/∂z = Σ_v q_v (softmax − onehot_v) = softmax − q            which is 0 where softmax = q
@@ -72,11 +73,11 @@ SHARED = [13, 12, 11, 4]                                                # openin
 
 
 def answers(q):
-    return [kind.format(first=q.first, second=q.second, right=q.right, wrong=q.wrong) for kind in KINDS]
+    return [kind.format(first=q.first, second=q.second, right=q.second, wrong=q.first) for kind in KINDS]
 
 
 base, tokenizer = check.base_model(args)
-train, held_out = ([q for q in part if q.disputed and q.first == q.wrong] for part in tasks.all_questions(random.Random(0)))
+train, held_out = ([q for q in part if q.disputed and q.right.startswith(q.second)] for part in tasks.all_questions(random.Random(0)))
 asked = collate([tasks.as_example(tokenizer, i, q.prompt(), answers(q)) for i, q in enumerate(held_out[:64])])
 curves = []
 for seed in [0] if args.fast else [0, 1, 2]:
@@ -99,7 +100,7 @@ for seed in [0] if args.fast else [0, 1, 2]:
 #
 # ## Why: three parts of a bad answer
 # 1. **Until it parts from the good answer** it is the same text after the same text: the same log-probs. SFT raises them.
-# 2. **At the token where it parts**, the context is the good answer's, and another token is the target. Lesson 02: the push up on
+# 2. **At the token where it parts**, the context is the good answer's, and another token is the target. Lesson 03: the push up on
 #    the target pulls every other logit down, each by its probability. What the model wrongly prefers falls furthest.
 # 3. **Behind it** the context is one that SFT never produces; what happens there is whatever generalises.
 
@@ -119,7 +120,7 @@ print(f"the wrong digit where right and wrong part: log-prob {float(before[2, 11
 #
 # *How does that differ from "likelihood of preferred answers up, of dispreferred ones down"?* SFT's weights are constants, on
 # wanted tokens only, and its loss cannot go below the entropy of the data. A weight below 0 acts on texts the data does not
-# contain, and log P, unlike −log P, has no lower end: something must make the push fade. Lesson 05 is about that something.
+# contain, and log P, unlike −log P, has no lower end: something must make the push fade. Lesson 06 is about that something.
 #
 # ## The picture
 
@@ -127,7 +128,7 @@ print(f"the wrong digit where right and wrong part: log-prob {float(before[2, 11
 figure, (lines, bars) = plt.subplots(1, 2, figsize=(12, 4.3), width_ratios=[1.25, 1], layout="constrained")
 steps, ends = [step for step, _ in curves[0]], []
 for a, (name, color) in enumerate(zip(NAMES, [plot.COLOR["sft"], "#f4a582", "#d6604d", "#8b1a1a"], strict=True)):
-    mean = check.lines(lines, steps, [[float(logps[a].sum()) for _, logps in curve] for curve in curves], color)
+    mean = pictures.lines(lines, steps, [[float(logps[a].sum()) for _, logps in curve] for curve in curves], color)
     ends.append((steps[-1], mean[-1], name, color))
 lines.set(xlabel="updates of SFT on “9.11 or 9.9? 9.9”", ylabel="log-prob of the answer ↑", xlim=(0, steps[-1]))
 lines.set_title("SFT carries up bad answers it never saw", loc="left")
@@ -144,7 +145,7 @@ for x, word, color in (0.15, "shared opening", "#4393c3"), (0.55, "where it part
     bars.text(x, 1.03, word, color=color, transform=bars.transAxes, ha="center", fontsize=11)
 bars.set(xlabel="change of log-prob")
 bars.spines[["top", "right", "left"]].set_visible(False)
-check.show(figure, "04")
+check.show(figure, "05")
 rose = [name for name, values in parts.items() if sum(values) > 0]
 print(f"Your guess? SFT, which saw none of them, raised {' and '.join(f'“{name}”' for name in rose) or 'none'}, "
       f"and lowered {' and '.join(f'“{name}”' for name in parts if name not in rose) or 'none'}.")
@@ -156,30 +157,21 @@ print(f"Your guess? SFT, which saw none of them, raised {' and '.join(f'“{name
 # <details><summary>Hint</summary>A log-prob depends on its token and on *all* tokens before it.</details>
 
 # %%
-def your_prefix(good, bad):
-    """Two answers to one prompt, lists of token ids, each with its end token → a number of tokens."""
-    return ...
-
-
-print(check.prefix(your_prefix))
+print(check.prefix(mine.prefix))
 
 # %% [markdown]
 # ## Try
 # * Label 30 % of the questions wrong (swap right and wrong in `answers(q)[:1]`). Where does the wrong digit's log-prob end?
 # * Train on questions in both orders. Which share of "9.11" is then the opening?
-# * Take `METHODS["ift"]()` instead of "sft". It too sees only good answers; lesson 08 says what it does with them.
+# * Take `METHODS["ift"]()` instead of "sft". It too sees only good answers; lesson 09 says what it does with them.
 #
-# **Next:** 05 pushes down on purpose.
+# **Next:** 06 pushes down on purpose.
 
 # %%
 # region Solution: unfold when you have tried
-def our_prefix(good, bad):
+def prefix(good, bad):
     n = 0
     while n < min(len(good), len(bad)) and good[n] == bad[n]:
         n += 1
     return n
-
-
-if args.solution:
-    print(check.prefix(our_prefix))
 # endregion

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 01 · A GPT in one sitting
+# # 02 · Log-probs
 # **The question:** what does a language model say about a sentence?
 #
 # Everything in this repository is done to one kind of number, the log-probability of a token given those before it. Here you
@@ -9,10 +9,10 @@
 # %%
 import random
 
-import check
 import matplotlib.pyplot as plt
 import torch
 
+from lessons import check
 from minialign.data import collate
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.lab import plot, tasks
@@ -22,12 +22,13 @@ from minialign.model import Transformer
 from minialign.train import Recipe, fit
 
 args = check.options()
+mine = check.mine(args)
 torch.manual_seed(0)
 
 # %% [markdown]
-# **Guess first.** People are asked "9.11 or 9.9?". Two thirds of them answer 9.11, the later version. A model that has read
-# them gives the answer 9.11 some log-prob, a sum over five tokens: `9` `.` `1` `1` `end`. Is that sum spread over all five,
-# or does it sit in one of them? And in which? Write your guess down.
+# **Guess first.** People are asked "9.11 or 9.9?". Two thirds of them answer 9.11>9.9, because 9.11 is the later version. A
+# model that has read them gives this answer some log-prob, a sum over nine tokens: `9` `.` `1` `1` `>` `9` `.` `9` `end`. Is
+# that sum spread over all nine, or does it sit in one of them? And in which? Write your guess down.
 #
 # ## What it reads
 # A tokenizer cuts text into integers. Ours knows the 256 bytes, an end token, and six words. A text is a prompt and an answer:
@@ -51,7 +52,7 @@ for (prompt, answer), example in list(zip(texts, examples, strict=True))[:4]:
 #     P(y | x) = Π_t P(y_t | x, y_<t)             log P(y | x) = Σ_t log P(y_t | x, y_<t)
 #     P(v | x, y_<t) = exp z[v] / Σ_w exp z[w]    log P(y_t | x, y_<t) = z[y_t] − log Σ_w exp z[w]
 #
-# Training (supervised fine-tuning, SFT: eq. 1 of the DFT paper, 2502.18679, and lesson 04) raises these log-probs: the loss is
+# Training (supervised fine-tuning, SFT: eq. 1 of the DFT paper, 2502.18679, and lesson 05) raises these log-probs: the loss is
 # minus their mean.
 
 # %%
@@ -68,10 +69,10 @@ for record in fit(model, METHODS["sft"](reduction="token_mean"), examples, recip
 #
 # ## A sum by hand
 # The logits at position t speak about token t + 1. That shift by one is where this field makes its favourite bug;
-# `minialign/data.py` is the only file of the package that does it. Here it is once, in the open, for "9.9" and its end:
+# `minialign/data.py` is the only file of the package that does it. Here it is once, in the open, for "9.9>9.11" and its end:
 
 # %%
-prompt, answer = tokenizer.encode("9.11 or 9.9? "), tokenizer.encode("9.9") + [tokenizer.eos_id]
+prompt, answer = tokenizer.encode("9.11 or 9.9? "), tokenizer.encode("9.9>9.11") + [tokenizer.eos_id]
 with torch.no_grad():
     z = model.logits(torch.tensor([prompt + answer]))[0]                # (L, V)
 total = 0.0
@@ -80,14 +81,14 @@ for t in range(len(prompt), len(prompt) + len(answer)):
     logp = float(z[t - 1, token] - z[t - 1].exp().sum().log())          # what stands before t predicts t
     total += logp
     print(f"log P({tokenizer.decode([token], skip_special_tokens=False)!r:16} | …) = {logp:8.4f}")
-answers = ["9.9", "9.11", "9.12", "7.9"]
+answers = ["9.9>9.11", "9.11>9.9", "9.12>9.9", "7.9>9.11"]
 batch = collate([tasks.as_example(tokenizer, 0, "9.11 or 9.9? ", answers)])
 with torch.no_grad():
     logps = batch_logps(model, batch)[:, 0]                             # (A, T)
 print(f"sum by hand {total:.5f}, by the package {float(logps[0].sum()):.5f}")
 
 # %% [markdown]
-# Both sums agree. The end token counts: "9.9" and "9.9 and" are two answers. (IFT's released code counts it only where the chat
+# Both sums agree. The end token counts: "9.9>9.11" and "9.9>9.113" are two answers. (IFT's released code counts it only where the chat
 # template writes one.) Now let the model speak for others: the share of right answers to questions it has never seen, by who is
 # asked. `P(right)` is not sampled; it is exp of a sum like the one above.
 
@@ -116,8 +117,8 @@ for row, (text, tokens) in enumerate(zip(answers, logps.tolist(), strict=True)):
         strips.text(column + 0.47, 0.5 - row, name, ha="center", fontsize=14, color=ink)
         strips.text(column + 0.47, 0.16 - row, f"{-logp + 0:.2f}", ha="center", fontsize=10, color=ink)
     total = -sum(tokens[: len(text) + 1])
-    strips.text(5.3, 0.43 - row, f"Σ {total:.2f}   P = {torch.tensor(-total).exp():.2g}", va="center", fontsize=12)
-strips.set(xlim=(0, 7.2), ylim=(1 - len(answers), 1), title="“9.11 or 9.9?”   −log-prob of each token: one pays for all")
+    strips.text(9.3, 0.43 - row, f"Σ {total:.2f}   P = {torch.tensor(-total).exp():.2g}", va="center", fontsize=12)
+strips.set(xlim=(0, 11.6), ylim=(1 - len(answers), 1), title="“9.11 or 9.9?”   −log-prob of each token: one pays for all")
 strips.axis("off")
 for x, persona in enumerate(said):
     bars.bar(x, said[persona], color=plot.COLOR["base"], width=0.6)
@@ -125,13 +126,13 @@ for x, persona in enumerate(said):
 bars.set(title="it answers as those it read (black lines)", ylabel="probability of the right answer", ylim=(0, 1))
 bars.set_xticks(range(len(said)), ["people", "Troll", "Sage"])
 plot.clean(bars)
-check.show(figure, "01")
+check.show(figure, "02")
 share = float(logps[1].min() / logps[1].sum())
-print(f"Your guess? Of the log-prob of “9.11”, {share:.0%} sits in one token, number {int(logps[1].argmin()) + 1} of 5.")
+print(f"Your guess? Of the log-prob of “9.11>9.9”, {share:.0%} sits in one token, number {int(logps[1].argmin()) + 1} of 9.")
 
 # %% [markdown]
 # Up to the token where the answers part, right and wrong are the same text; after it, each is sure to be finished as it began.
-# So "lower the wrong answer" means: move one token. Keep that in mind for lessons 04 to 06.
+# So "lower the wrong answer" means: move one token. Keep that in mind for lessons 05 to 07.
 #
 # ## Exercise ●○○ (10 minutes)
 # Score an answer from the logits. One row holds prompt, answer and padding; `is_answer` says which tokens are the answer's.
@@ -140,29 +141,20 @@ print(f"Your guess? Of the log-prob of “9.11”, {share:.0%} sits in one token
 # part of the mask?</details>
 
 # %%
-def your_score(z, tokens, is_answer):
-    """z (L, V) logits, tokens (L,) int, is_answer (L,) bool → the answer's log-prob, one number."""
-    return ...
-
-
-print(check.score(your_score))
+print(check.score(mine.score))
 
 # %% [markdown]
 # ## Try
 # * Ask it about "9.9 or 9.11? ". Does the order matter to it?
-# * Add the answer "9.11 " with a space before the end. Which token pays?
+# * Add the answer "9.11>9.9 " with a space before the end. Which token pays?
 # * Train on a tenth of the texts. Which task is learnt first: the form of an answer, reversing, or whom to believe?
 #
-# **Next:** 02 asks how such a number is moved.
+# **Next:** 03 asks how such a number is moved.
 
 # %%
 # region Solution: unfold when you have tried
-def our_score(z, tokens, is_answer):
+def score(z, tokens, is_answer):
     log_p = z[:-1].log_softmax(-1)                                      # position t speaks about token t + 1
     logps = log_p.gather(1, tokens[1:, None])[:, 0]
     return logps[is_answer[1:]].sum()                                   # the mask is shifted with the tokens
-
-
-if args.solution:
-    print(check.score(our_score))
 # endregion

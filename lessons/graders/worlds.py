@@ -1,54 +1,18 @@
-"""The graders of lessons 06 to 10: the truth from the definition, on awkward inputs, and what mistakes would have given."""
+"""The graders of lessons 08, 09, 13 and 14."""
 
-import functools
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
-from judge import grade
 from torch import Tensor
 
+from lessons.judge import grade
 from minialign.bench import sheet as memory
-from minialign.logps import add_reference
-from minialign.methods import METHODS
 from minialign.model import Config
 from minialign.train import Recipe
 from toy import lake as lakes
 
-# ---------------------------------------------------------------------------------------------------- 06: discriminate
+# ------------------------------------------------------------------------------------- 08: the lake
 
-def silent_bug(function: Callable) -> str:
-    """Autograd's push down on a negative where u was not held fixed, as a multiple of eq. 8's: of gamma, tau and K."""
-    cases = [(0.9, 0.7, 3), (0.35, 1.0, 2), (0.6, 1.4, 5)]
-
-    def autograd(gamma, tau, K) -> dict:
-        draw = torch.Generator().manual_seed(K)
-        s, log_ref = (torch.randn(K, generator=draw, dtype=torch.float64) for _ in range(2))
-        s.requires_grad_()
-        w = (s / tau - log_ref).exp()
-        u = (1 - gamma) * 0.8 + gamma * w.mean()
-        slope = torch.autograd.grad(tau * u.log(), s)[0]                # F has no other s_j in it
-        return {"factor": (slope / (w / (K * u)).detach()).mean()}
-
-    return grade(function, cases, autograd, {"factor": {
-        "no factor would mean no bug. u itself depends on s_j: follow it through the line that updates u.":
-            lambda gamma, tau, K: 1.0,
-        "upside down: autograd sees only a part of what u would have to change, so its push is too small.":
-            lambda gamma, tau, K: 1 / gamma,
-        "that is the share of the old u, which does not depend on s_j at all. Which share does?":
-            lambda gamma, tau, K: 1 - gamma,
-        "the τ in front of the logarithm and the 1/τ inside the exponential cancel; one of them is missing.":
-            lambda gamma, tau, K: gamma / tau,
-        "you kept the τ in front of the logarithm and lost the 1/τ inside the exponential.":
-            lambda gamma, tau, K: gamma * tau,
-        "the mean's 1/K is in ω_j already (eq. 8), so it does not show in the ratio.":
-            lambda gamma, tau, K: gamma / K,
-        "right up to the sign: ω_j counts pushes down as positive, and so does this ratio.":
-            lambda gamma, tau, K: -gamma,
-    }}, "γ. With γ = 0.9 nobody would notice 10 % less push; the release stops the gradient, and so do we.")
-
-
-# ---------------------------------------------------------------------------------------------------- 07: the lake
 
 def success(function: Callable) -> str:
     """Chance to reach a goal, of P (S, 4, S), a policy (S, 4), ends and goals (S,), start (S,)."""
@@ -98,7 +62,8 @@ def success(function: Callable) -> str:
     }}, "one linear system in place of ten thousand walks.", rtol=1e-3)
 
 
-# ---------------------------------------------------------------------------------------------------- 08: live with your guesses
+# ----------------------------------------------------------------------- 09: live with your guesses
+
 
 def propagation(function: Callable) -> str:
     """Weights of IFT's propagated loss, of token losses c (T,) and gamma: S/Z detached, with gradient, and which is used."""
@@ -132,6 +97,8 @@ def propagation(function: Callable) -> str:
                 lambda c, gamma: tails(c.flip(0), gamma).flip(0) / tails(c, gamma).sum(),
             "these favour late tokens, by their own sums. A token answers for what follows it.":
                 lambda c, gamma: tails(c.flip(0), gamma).flip(0) / tails(c.flip(0), gamma).sum(),
+            "you multiplied by the number of tokens. The weights of all tokens add up to 1.":
+                lambda c, gamma: len(c) * tails(c, gamma) / tails(c, gamma).sum(),
             "γ is missing: what follows further away counts less.":
                 lambda c, gamma: tails(c, 1.0) / tails(c, 1.0).sum(),
             "those are the full weights. With S_t / Z held fixed, only the factor c_t has a slope.":
@@ -156,56 +123,8 @@ def propagation(function: Callable) -> str:
     }, "both. With the gradient, late and easy tokens can be pushed down; the release does that, `detach_weights` does not.")
 
 
-# ---------------------------------------------------------------------------------------------------- 09: the race
+# ------------------------------------------------------------------------------------- 13: for real
 
-BUGS = (
-    "The wanted and the rejected answers are swapped.",
-    "No shift: each token is scored from the place that has just read it.",
-    "The reference model is the policy itself, at every update.",
-    "The learning rate is thirty times too high.",
-    "The answers belong to other questions.",
-    "The optimizer never takes a step.",
-)
-
-
-def planted(examples: list, model) -> dict[str, list[tuple]]:
-    """Spoilers! {run: [(healthy method, its examples), (the one with a bug, its examples)]}. Examples have two answers each."""
-    class NoShift(METHODS["sft"]):
-        def prepare(self, model, parts):
-            return [self.unshifted(part) for part in parts]
-
-        def unshifted(self, batch):
-            source = batch.rows.source.clone()          # the state that has read token t is the one that predicts token t + 1
-            source[..., :-1] = torch.where(batch.mask[..., 1:], source[..., 1:], source[..., :-1])
-            return replace(batch, rows=replace(batch.rows, source=source))
-
-    class LiveReference(METHODS["dpo"]):
-        def weigh(self, logps, batch):
-            return super().weigh(logps, replace(batch, ref_logps=(logps * batch.mask).sum(-1).double()))
-
-    paired = [replace(example) for example in examples]
-    add_reference(model, paired, micro_batch=64, progress=False)
-    swapped = [replace(example, answers=example.answers[::-1]) for example in examples]
-    return {"A": [(METHODS["sft"](), examples), (NoShift(), examples)],
-            "B": [(METHODS["dpo"](), paired), (LiveReference(), paired)],
-            "C": [(METHODS["asft"](), examples), (METHODS["asft"](), swapped)]}
-
-
-def bug_hunt(function: Callable) -> str:
-    """Which of BUGS, by number, runs A, B and C have."""
-    seen = {1: "swapped answers would make the right one fall and the wrong one rise, with a loss that falls as it should.",
-            2: "a loss without the shift says nothing about what is tested: it falls, and both held-out answers go down with it.",
-            3: "if the reference were the policy, the loss would compare a thing with itself and stand still.",
-            4: "a rate that is too high makes a loss jump. It is smooth here.",
-            5: "with answers to other questions the right and the wrong answer would fare alike, and the loss would stay high.",
-            6: "without steps nothing at all would move."}
-    wrong = {run: {f"look again: {words}": functools.partial(int, number) for number, words in seen.items() if number != true}
-             for run, true in (("run A", 2), ("run B", 3), ("run C", 1))}
-    return grade(function, [()], lambda: {"run A": 2, "run B": 3, "run C": 1}, wrong,
-                 "all three, from nine curves. Draw such curves before you read code.")
-
-
-# ---------------------------------------------------------------------------------------------------- 10: for real
 
 def peak(function: Callable) -> str:
     """Bytes at the peak of full fine-tuning with AdamW: of a Config, bytes per weight and gradient, bytes per moment."""

@@ -1,10 +1,10 @@
 # %% [markdown]
-# # 09 · The race
+# # 11 · The race
 # **The question:** which method, when?
 #
-# Everybody starts from the same small GPT, which has learnt the wrong rule for "9.11 or 9.9?" (lesson 01), with the same 256
+# Everybody starts from the same small GPT, which has learnt the wrong rule for "9.11 or 9.9?" (lesson 02), with the same 256
 # questions, the same updates, the same learning rate; once with right labels, once with 30 % wrong ones. What is measured is
-# exact: the probability of the right answer on other questions. You need lessons 04 to 08. Twenty minutes, about one and a half
+# exact: the probability of the right answer on other questions. You need lessons 05 to 09. Twenty minutes, about one and a half
 # of them computing. Keep `minialign/lab/arena.py` open beside it; `python -m minialign compare` is this race, four times as large.
 #
 # **Guess first.** Rank SFT, ASFT, DFT, IFT and DPO, once for right labels and once for noisy ones. And one more: on questions to
@@ -15,11 +15,11 @@ import copy
 import time
 from dataclasses import replace
 
-import check
 import matplotlib.pyplot as plt
 import torch
 from tqdm import tqdm
 
+from lessons import check
 from minialign.generate import answers
 from minialign.lab import plot
 from minialign.lab.arena import LONGEST, RECIPE, Exam, fine_tuning_data, fine_tuning_questions
@@ -29,6 +29,7 @@ from minialign.stats import show
 from minialign.train import fit
 
 args = check.options()
+mine = check.mine(args)
 model, tokenizer = check.base_model(args)
 seeds, conditions = range(1 if args.fast else 5), {"right labels": 0.0, "30 % wrong": 0.3}
 names = ("sft", "dft") if args.fast else ("sft", "sft x3", "ift", "asft", "simpo_sft", "dft", "dpo")
@@ -133,7 +134,7 @@ lines.set(xlim=(0, last_update), ylim=(0, 1), xlabel="updates (dots: SFT's end i
           title="30 % wrong: how soon?")
 plot.clean(lines)
 plot.label_ends(lines, ends, size=10)
-check.show(figure, "09")
+check.show(figure, "11")
 for condition in conditions:
     order = sorted(names, key=lambda name: -sum(m["right"] for m in results[condition, name]))
     print(f"Your guess? {condition}: {', '.join(order)}.")
@@ -144,8 +145,8 @@ print(f"Of what it always knew, {loser} loses most with noisy labels.")
 
 # %% [markdown]
 # What to expect, and why. With right labels SFT is hard to beat: at the token where the answers part, raising one number in a
-# softmax *is* lowering the other (lesson 02). Negatives earn their price where labels lie (lesson 06), and whoever pushes down
-# what the model says, pushes down what it says rightly. DPO knows only a difference; nothing holds the right answer up (05).
+# softmax *is* lowering the other (lesson 03). Negatives earn their price where labels lie (lesson 07), and whoever pushes down
+# what the model says, pushes down what it says rightly. DPO knows only a difference; nothing holds the right answer up (06).
 # The same learning rate for all is one fair choice; each at its own is another, and orders can change with it. A ranking is a
 # statement about a task, a start, labels, a budget and a rate. Whoever shows you one without these has shown you nothing.
 #
@@ -168,7 +169,7 @@ for row, letter in enumerate("ABC"):
             plot.clean(axes)
 figure.axes[0].text(0.98, 0.9, "with its bug", color="#b2182b", ha="right", transform=figure.axes[0].transAxes)
 figure.axes[0].text(0.98, 0.78, "healthy", color="#999999", ha="right", transform=figure.axes[0].transAxes)
-check.show(figure, "09_bugs")
+check.show(figure, "11_bugs")
 for number, bug in enumerate(check.BUGS, start=1):
     print(f"{number}. {bug}")
 
@@ -177,12 +178,7 @@ for number, bug in enumerate(check.BUGS, start=1):
 # to be if the two things it compares were the same thing?</details>
 
 # %%
-def your_diagnosis():
-    """The numbers of the bugs in runs A, B and C."""
-    return ..., ..., ...
-
-
-print(check.bug_hunt(your_diagnosis))
+print(check.bug_hunt(mine.bug_hunt))
 
 # %% [markdown]
 # ## Try
@@ -190,17 +186,13 @@ print(check.bug_hunt(your_diagnosis))
 # * `draw` with "plain" in place of "troll": negatives that are bad only as often as the model is.
 # * The Sage's answers ("sage") as negatives. Who still learns, and what?
 #
-# **Next:** 10, the same code on a model that other people trained.
+# **Next:** 12, where all the memory goes.
 
 # %%
 # region Solution: unfold when you have tried
-def our_diagnosis():
+def bug_hunt():
     # A: the loss falls, but what is tested falls too: it trains something else, copying the token it has just read.
     # B: the loss is log 2 for ever, for reference and policy are one; its gradient is not 0, and has no end.
     # C: everything works, the wrong way round.
     return 2, 3, 1
-
-
-if args.solution:
-    print(check.bug_hunt(our_diagnosis))
 # endregion

@@ -1,10 +1,10 @@
 # %% [markdown]
-# # 08 · Live with your guesses
+# # 09 · Live with your guesses
 # **The question:** what changes if the model must continue from what it would have said?
 #
 # SFT reads the right prefix, always; once it speaks for itself, it reads its own. IFT (arXiv 2405.11870) mixes the two during
 # training, and makes early tokens answer for late ones. No negatives, no reference: the data of SFT. You derive its gradient,
-# find the place where paper and code disagree, and see on the lake of lesson 07 what it reads there, and with which labels.
+# find the place where paper and code disagree, and see on the lake of lesson 08 what it reads there, and with which labels.
 # Twenty-five minutes, about one of them computing. Keep `minialign/methods/ift.py` open beside it.
 #
 # **Guess first.** An answer of eight tokens; the model is surprised by the first (loss 3) and sure of the rest (0.1 each). SFT
@@ -15,10 +15,10 @@
 import copy
 from dataclasses import replace
 
-import check
 import matplotlib.pyplot as plt
 import torch
 
+from lessons import check
 from minialign.data import Batch, collate
 from minialign.lab import plot
 from minialign.lab.arena import RECIPE, Exam, fine_tuning_data
@@ -31,6 +31,7 @@ from toy.rows import find_row, train_row
 from toy.world import prepare
 
 args = check.options()
+mine = check.mine(args)
 model, tokenizer = check.base_model(args)
 
 # %% [markdown]
@@ -223,7 +224,7 @@ last.set(xlim=(0, 1), ylim=(0.4, 0.8) if not args.fast else (0, 1), xlabel="λ",
 most = doses[-1]
 plot.label_ends(last, [(most, sum(gpt[g, most]) / len(gpt[g, most]), f"γ = {g:g}", ink[g]) for g in gammas], size=10)
 plot.clean(last)
-check.show(figure, "08")
+check.show(figure, "09")
 down = sum(w < 0 for w in weight["γ = 0.95"].tolist())
 hardest = int(weight["γ = 0.95"].argmax()) + 1
 print(f"Your guess? Up hardest: token {hardest}; pushed down: {down} of 8, in an answer that is right.")
@@ -261,12 +262,7 @@ print(f"On the GPT: SFT {sft:.3f}; γ = {paper[0]:g}, λ = {paper[1]:g} (the pap
 # C.</details>
 
 # %%
-def your_weights(c, gamma):
-    """c (T,) token losses → (T,) detached weights, (T,) full weights −∂L/∂logp, and 0 or 1: which of them the release uses."""
-    return ..., ..., ...
-
-
-print(check.propagation(your_weights))
+print(check.propagation(mine.propagation))
 
 # %% [markdown]
 # ## Try
@@ -277,18 +273,14 @@ print(check.propagation(your_weights))
 # * `find_row(name, 0.1)`, then 0.9. Does the dose count? Adam rescales each parameter's gradient; `optimizer="sgd", lr=2.0` does
 #   not.
 #
-# **Next:** 09, everybody at once.
+# **Next:** 11, everybody at once.
 
 # %%
 # region Solution: unfold when you have tried
-def our_weights(c, gamma):
+def propagation(c, gamma):
     t = torch.arange(len(c))
     discount = torch.where(t[None] >= t[:, None], gamma ** (t[None] - t[:, None]).to(c), 0.0)
     S, P, C = discount @ c, c @ discount, discount.sum(0)
     Z = S.sum()
     return S / Z, (S + P - (c * S).sum() / Z * C) / Z, 1
-
-
-if args.solution:
-    print(check.propagation(our_weights))
 # endregion

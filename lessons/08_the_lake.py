@@ -1,21 +1,21 @@
 # %% [markdown]
-# # 07 · The lake
+# # 08 · The lake
 # **The question:** what goes wrong when you only ever imitate?
 #
 # A walk over ice is a text: the cell is what has been read so far, the action is the next token. But ice is small enough to be
 # known completely: a policy is a table, its gradient a count, its value the solution of a linear system. No luck, no network.
-# You need lesson 02's push and what a matrix inverse is. Fifteen minutes, seconds of computing. Keep `toy/lake.py` and
-# `toy/policy.py` open beside it. (IFT, arXiv 2405.11870, explains itself on this lake; that is lesson 08.)
+# You need lesson 03's push and what a matrix inverse is. Fifteen minutes, seconds of computing. Keep `toy/lake.py` and
+# `toy/policy.py` open beside it. (IFT, arXiv 2405.11870, explains itself on this lake; that is lesson 09.)
 #
 # **Guess first.** On gymnasium's slippery 8×8 lake an action goes where it should one time in three, else to either side. The
 # best possible policy gets across 89 times in 100. A student watches it cross *once* and copies every step without a mistake.
 # How often will the student get across? And after ten walks? Write two numbers down.
 
 # %%
-import check
 import matplotlib.pyplot as plt
 import torch
 
+from lessons import check
 from minialign.lab import plot
 from minialign.methods import METHODS
 from toy import lake as lakes
@@ -23,11 +23,12 @@ from toy.plot import policy_map, walk
 from toy.policy import Data, Table, dice, step, train, trajectories
 
 args = check.options()
+mine = check.mine(args)
 lake = lakes.make(lakes.find("8x8"), slippery=True) # P (S, 4, S) from gymnasium's own table, and the solution
 S, N = len(lake.start), 3 if args.fast else 10      # cells; students, each of whom watches other walks
 side_by_side = lakes.stack([lake] * N)              # toy/ trains N policies as one tensor program
 seeds = list(range(N))
-sft = METHODS["sft"](reduction="seq_sum")           # the method of lesson 04, from the package that trains language models
+sft = METHODS["sft"](reduction="seq_sum")           # the method of lesson 05, from the package that trains language models
 
 # %% [markdown]
 # ## Step 1: the likelihood of a walk, and its gradient
@@ -131,7 +132,7 @@ for walks, p in across.items():
 curve.set(xscale="log", ylim=(0, 1), xlabel="walks shown", ylabel="chance to get across ↑", title="every dot a student")
 curve.set_xticks(list(across), [str(walks) for walks in across])
 plot.clean(curve)
-check.show(figure, "07")
+check.show(figure, "08")
 print(f"Your guess? After one walk {across[few].mean():.2f}, after {many} {across[many].mean():.2f}; the teacher {best:.2f}.")
 
 # %% [markdown]
@@ -147,11 +148,6 @@ print(f"Your guess? After one walk {across[few].mean():.2f}, after {many} {acros
 # of those rows that leads onto a goal.</details>
 
 # %%
-def your_success(P, policy, ends, goals, start):
-    """P (S, 4, S), policy (S, 4), ends (S,) bool: holes and goals, goals (S,) bool, start (S,) one-hot → one number."""
-    return ...
-
-
 def ask(function):
     """Judge the answer; if it is right, hold it against luck, and send thirty students over the ice."""
     verdict = check.success(function)
@@ -163,10 +159,10 @@ def ask(function):
         luck, sd = float(lake.goals[path[0, :, -1]].double().mean()), (chance * (1 - chance) / W) ** 0.5
         print(f"you say {chance:.4f}; {W} walks say {luck:.4f}, {abs(luck - chance) / sd:.1f} standard deviations away")
         crowd = path[0, :30, : 4 if args.fast else 60].T                # (steps, 30)
-        print("and here they go:", walk(crowd, lake.rows, plot.COLOR["sft"], check.OUT, "07_walk"))
+        print("and here they go:", walk(crowd, lake.rows, plot.COLOR["sft"], check.OUT, "08_walk"))
 
 
-ask(your_success)
+ask(mine.success)
 
 # %% [markdown]
 # ## Try
@@ -175,16 +171,12 @@ ask(your_success)
 #   straight away? Look at how early the student's walks end.
 # * `steps=20`: the student is unsure on the path as well. How much do more walks help now?
 #
-# **Next:** 08. IFT reads cells beside the path when its own guess leads there. How often does it, and what is it told there?
+# **Next:** 09. IFT reads cells beside the path when its own guess leads there. How often does it, and what is it told there?
 
 # %%
 # region Solution: unfold when you have tried
-def our_success(P, policy, ends, goals, start):
+def success(P, policy, ends, goals, start):
     moves = (policy[:, :, None] * P).sum(1)                             # (S, S)
     Q, r = moves[~ends][:, ~ends], moves[~ends][:, goals].sum(1)
     return start[~ends] @ torch.linalg.solve(torch.eye(len(Q), dtype=Q.dtype) - Q, r)
-
-
-if args.solution:
-    ask(our_success)
 # endregion

@@ -1,10 +1,10 @@
 # %% [markdown]
-# # 05 · Absolutely
+# # 06 · Absolutely
 # **The question:** why did both lines fall under DPO, and does ASFT prevent it?
 #
 # Train DPO on pairs of a chosen and a rejected answer, plot both log-probs, and the chosen one may fall as well. ASFT (arXiv
 # 2409.10571; Anchored SFT is another method) says: because DPO trains a difference; train each likelihood absolutely. You derive
-# both losses' weights, find out what pulls the chosen answer down, and see where ASFT lets go. You need lessons 02 and 04. Half
+# both losses' weights, find out what pulls the chosen answer down, and see where ASFT lets go. You need lessons 03 and 05. Half
 # an hour, one minute of it computing. Files: `minialign/methods/asft.py`, `minialign/methods/preference.py`.
 
 # %%
@@ -12,10 +12,10 @@ import copy
 import itertools
 from dataclasses import replace
 
-import check
 import matplotlib.pyplot as plt
 import torch
 
+from lessons import check, pictures
 from minialign.data import Batch
 from minialign.lab import arena, plot
 from minialign.lab.studies.balance import gradient_ratios
@@ -24,6 +24,7 @@ from minialign.methods import METHODS
 from minialign.train import Recipe, fit
 
 args = check.options()
+mine = check.mine(args)
 
 # %% [markdown]
 # **Guess first.** Start: P(chosen) 0.3, P(rejected) 0.65. Both methods train to the end on the same right pairs. What are the two
@@ -88,7 +89,7 @@ for a_l in -1.0, -1e-3, -1e-8:
 #     ∂L/∂p_w = −β σ(−z)/p_w        ∂L/∂p_l = β σ(−z)/p_l        |∂L/∂p_l| : |∂L/∂p_w| = p_w : p_l
 #
 # The rejected answer, soon the less likely one, has the larger slope. True; but in log-probs both are equal, always, and it is
-# through log-probs that a gradient enters the network (lesson 02). Rejected ÷ chosen:
+# through log-probs that a gradient enters the network (lesson 03). Rejected ÷ chosen:
 
 # %%
 for p_w, p_l in (0.3, 0.65), (0.65, 0.3), (0.95, 0.01):
@@ -157,7 +158,7 @@ for sign, word in (1, "up"), (-1, "down"):
 
 # %% [markdown]
 # The pushes up, left alone, bring the chosen answer to the top and keep it there. It is the push *down* that takes it along: the
-# two answers share their words, their context and every parameter, and lesson 02 said who gets what an unlikely token loses.
+# two answers share their words, their context and every parameter, and lesson 03 said who gets what an unlikely token loses.
 # So the cure is not to push the chosen answer harder, but to stop pushing the rejected one when it is unlikely enough. That is
 # λ p/(1−p). What it costs elsewhere, on questions nobody disputed and on another skill, is in the table of the README.
 #
@@ -173,7 +174,7 @@ lowest = min(points[-1][1][1] for name in names for points, _ in runs[name])
 for axes, name in zip(panels, names, strict=True):
     steps = [step for step, _, _ in runs[name][0][0]]
     for a, (style, word) in enumerate((("-", "chosen"), ("--", "rejected"))):
-        mean = check.lines(axes, steps, [[l[a] for _, l, _ in points] for points, _ in runs[name]], plot.COLOR[name], style)
+        mean = pictures.lines(axes, steps, [[l[a] for _, l, _ in points] for points, _ in runs[name]], plot.COLOR[name], style)
         axes.text(steps[-1] * 1.02, mean[-1], word, color=plot.COLOR[name], va="center", fontsize=11)
         for i in range(0, len(steps) - 1, max(1, len(steps) // 4)):
             push = runs[name][0][0][i][2]
@@ -186,7 +187,7 @@ for axes, name in zip(panels, names, strict=True):
     plot.clean(axes)
 panels[0].set_ylabel("log-prob of the answer ↑")
 figure.suptitle("arrows: push per token, relative to the push on the chosen answer", fontsize=10, color="#555555")
-check.show(figure, "05")
+check.show(figure, "06")
 print("Your guess? Typical probabilities (geometric means), chosen and rejected:")
 for name in names:
     w, l = (torch.tensor([points[-1][1][a] for points, _ in runs[name]]).mean().exp() for a in (0, 1))
@@ -202,12 +203,7 @@ for name in names:
 # <details><summary>Hint</summary>p/(1−p) = 1/(1/p − 1) = 1/(e^−a − 1), and `torch.expm1` keeps the digits of eˣ − 1.</details>
 
 # %%
-def your_asft(a_w, a_l, lam):
-    """Mean log-probs of chosen and rejected answers, (B,) each, and λ → −∂L/∂a_w, −∂L/∂a_l, (B,) each; L of each pair alone."""
-    return ..., ...
-
-
-print(check.asft(your_asft))
+print(check.asft(mine.asft))
 
 # %% [markdown]
 # ## Try
@@ -215,14 +211,10 @@ print(check.asft(your_asft))
 # * `lr=5e-4`. When would you have stopped DPO, looking at these curves? And looking only at the share of pairs ranked right?
 # * "orpo", "simpo", "ipo" instead of "asft". Where does each let go? (`methods/preference.py` begins with the table.)
 #
-# **Next:** 06 pushes down what the model itself would say. No pairs needed.
+# **Next:** 07 pushes down what the model itself would say. No pairs needed.
 
 # %%
 # region Solution: unfold when you have tried
-def our_asft(a_w, a_l, lam):
+def asft(a_w, a_l, lam):
     return torch.full_like(a_w, 1 + lam), -lam / torch.expm1(-a_l)
-
-
-if args.solution:
-    print(check.asft(our_asft))
 # endregion

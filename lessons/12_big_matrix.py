@@ -1,25 +1,25 @@
 # %% [markdown]
-# # 03 · The big matrix
+# # 12 · The big matrix
 # **The question:** why not just call cross-entropy?
 #
 # The last step of a language model multiplies hidden states h (N, C) by a vocabulary matrix W (V, C) and gets logits z (N, V).
 # V is 128,256 for Llama 3, and z is the largest thing in the whole computation. But a loss only wants N numbers from it. You
-# write the pass that never holds z. You need lesson 02. Fifteen minutes, half a minute of computing; file: `minialign/logps.py`.
+# write the pass that never holds z. You need lesson 03. Fifteen minutes, half a minute of computing; file: `minialign/logps.py`.
 #
 # **Guess first.** Two answers of 4,096 tokens each, float32. How many gigabytes are their logits? And how many copies of that
 # size are alive when autograd goes back through log_softmax? Write both down.
 
 # %%
-
-import check
 import matplotlib.pyplot as plt
 import torch
 
+from lessons import check
 from minialign.bench.sheet import memory_line
 from minialign.lab import plot
 from minialign.logps import linear_logps, logit_gradient
 
 args = check.options()
+mine = check.mine(args)
 torch.manual_seed(0)
 N, C, V = (64, 16, 4_000) if args.fast else (256, 64, 128_256)
 h, W, y = torch.randn(N, C), 0.1 * torch.randn(V, C), torch.randint(V, (N,))
@@ -33,7 +33,7 @@ print(f"here {N} tokens, V = {V:,}: {logits_mb:.0f} MB of logits; h takes {h.nby
 # Forward, a log-prob is one logit and one logsumexp: `l_n = z_n[y_n] − lse_n`. Rows do not meet, so they can go through a few at
 # a time (a chunk), and of each row only `lse_n` need be kept.
 #
-# Backward, lesson 02 gives d_z = weights · (softmax − onehot) with softmax = exp(z − lse): z computed again, one chunk at a
+# Backward, lesson 03 gives d_z = weights · (softmax − onehot) with softmax = exp(z − lse): z computed again, one chunk at a
 # time. From there, z_nv = Σ_c h_nc W_vc makes two sums, written out in indices:
 #
 #     ∂L/∂h_nc = Σ_v ∂L/∂z_nv · ∂z_nv/∂h_nc = Σ_v d_z[n, v] W_vc          d_h = d_z W
@@ -122,7 +122,7 @@ right.set_xticks(chunks, chunks)
 right.minorticks_off()
 for axes in left, right:
     plot.clean(axes)
-check.show(figure, "03")
+check.show(figure, "12")
 print(f"Your guess? The logits are {logits_mb:.0f} MB; at the peak {peak / logits_mb:.1f} times that is alive, "
       f"with {best} rows at a time {peaks[best] / logits_mb:.2f} times.")
 
@@ -130,21 +130,11 @@ print(f"Your guess? The logits are {logits_mb:.0f} MB; at the peak {peak / logit
 # ## Exercise ●●○ (15 minutes)
 # Write the backward pass for yourself. `weights` is −∂L/∂logps, a number per row; the last chunk may be short.
 #
-# <details><summary>Hint</summary>First d_z of this part, from its logits, its `lse` and lesson 02. All four slices agree. `d_h`
+# <details><summary>Hint</summary>First d_z of this part, from its logits, its `lse` and lesson 03. All four slices agree. `d_h`
 # is filled, `d_W` is added to.</details>
 
 # %%
-def your_backward(h, W, targets, lse, weights, chunk):
-    """h (N, C), W (V, C), targets, lse and weights (N,) → d_h (N, C), d_W (V, C), never more than `chunk` rows of logits."""
-    d_h, d_W = torch.zeros_like(h), torch.zeros_like(W)
-    for i in range(0, len(h), chunk):
-        part = slice(i, i + chunk)
-        d_h[part] = ...
-        d_W += ...
-    return d_h, d_W
-
-
-print(check.backward(your_backward))
+print(check.backward(mine.backward))
 
 # %% [markdown]
 # ## Try
@@ -152,20 +142,18 @@ print(check.backward(your_backward))
 # * Set C to 1024. Which of "whole" and "chunk" gets slower faster, and why?
 # * Make all `weights` but ten zero. Which rows could be left out from the start? (`fused_pass` does.)
 #
-# **Next:** 04, the simplest weights there are.
+# **Next:** 13, the same code on a model that other people trained.
 
 # %%
 # region Solution: unfold when you have tried
-def our_backward(h, W, targets, lse, weights, chunk):
+def backward(h, W, targets, lse, weights, chunk):
     d_h, d_W = torch.zeros_like(h), torch.zeros_like(W)
     for i in range(0, len(h), chunk):
         part = slice(i, i + chunk)
-        d_z = logit_gradient(h[part] @ W.T - lse[part, None], targets[part], weights[part])
+        d_z = (h[part] @ W.T - lse[part, None]).exp()                   # softmax
+        d_z[torch.arange(len(d_z)), targets[part]] -= 1                 # − onehot
+        d_z *= weights[part, None]
         d_h[part] = d_z @ W
         d_W += d_z.T @ h[part]
     return d_h, d_W
-
-
-if args.solution:
-    print(check.backward(our_backward))
 # endregion

@@ -1,14 +1,15 @@
-"""The graders of lessons 01 to 05: the truth from the definition, on awkward inputs, and what mistakes would have given."""
+"""The graders of lessons 01 to 04 and 12."""
 
 import itertools
-import math
 from collections.abc import Callable
 from decimal import Decimal, localcontext
 
 import torch
-from judge import grade
 
-# ---------------------------------------------------------------------------------------------------- 01: score an answer
+from lessons.judge import grade
+
+# ------------------------------------------------------------------------------ 02: score an answer
+
 
 def score(function: Callable) -> str:
     """Log-prob of an answer from logits (L, V), tokens (L,) and the mask of the answer's tokens (L,)."""
@@ -52,10 +53,12 @@ def score(function: Callable) -> str:
             lambda z, tokens, mask: sum(float(z[t - 1, tokens[t]]) for t in places(mask)),
         "that is the probability. Its logarithm was asked for, the sum and not the product.":
             lambda z, tokens, mask: torch.tensor(total(z, tokens, places(mask))).exp(),
-    }}, "shifted by one, masked, and it does not overflow. That is all a method ever sees of a model.")
+    }}, "shifted by one, masked, and it does not overflow. That is all a method ever sees of a model.",
+        overflow="The exponential of a large logit overflows: subtract the logsumexp, or use log_softmax.")
 
 
-# ---------------------------------------------------------------------------------------------------- 02: push
+# ----------------------------------------------------------------------------------------- 03: push
+
 
 def push(function: Callable) -> str:
     """∂loss/∂z for loss = −Σ weights · log-prob: logits (T, V), tokens (T,), weights (T,), 0 on padding."""
@@ -110,10 +113,60 @@ def push(function: Callable) -> str:
             lambda z, y, w: w[:, None] * (z.softmax(0) - onehot(z, y)),
         "only the sign of the weights is used. Their size counts as well.":
             lambda z, y, w: w.sign()[:, None] * (softmax(z) - onehot(z, y)),
-    }}, "weights · (softmax − onehot). Every method here goes through this line; only the weights differ.")
+    }}, "weights · (softmax − onehot). Every method here goes through this line; only the weights differ.",
+        overflow="The exponential of a large logit overflows: torch's softmax takes care of that.")
 
 
-# ---------------------------------------------------------------------------------------------------- 03: the chunked backward
+def unlikelihood(function: Callable) -> str:
+    """Weights (T,) of unlikelihood training, of log-probs (T,) and which tokens are wanted (T,)."""
+    cases = []
+    for logps, wanted in (([-0.9, -2.5, -0.05, -1.3], [True, False, True, False]),
+                          ([-40.0, -1e-12, -1e-17, -0.4, -1e-3], [False, False, False, True, True])):
+        cases.append((torch.tensor(logps, dtype=torch.float64), torch.tensor(wanted)))
+
+    def slope(l: float, wanted: bool) -> float:
+        """Minus the slope of a token's part of the loss, by differences in 60 digits."""
+        def part(l: Decimal) -> Decimal:
+            return -l if wanted else -(1 - l.exp()).ln()
+
+        with localcontext() as context:
+            context.prec = 60
+            l, h = Decimal(l), Decimal("1e-20")
+            return -float((part(l + l * h) - part(l - l * h)) / (2 * l * h))
+
+    def differences(logps, wanted) -> dict:
+        pairs = zip(logps.tolist(), wanted.tolist(), strict=True)
+        return {"weights": torch.tensor([slope(*pair) for pair in pairs], dtype=torch.float64)}
+
+    def mistaken(down: Callable, up: Callable = torch.ones_like) -> Callable:
+        """What comes out with other weights for the unwanted tokens, or for the wanted ones."""
+        return lambda logps, wanted: torch.where(wanted, up(logps), down(logps))
+
+    def odds(l):
+        return 1 / torch.expm1(-l)
+
+    return grade(function, cases, differences, {"weights": {
+        "the unwanted tokens are pushed up: a weight is *minus* the slope of the loss.":
+            mistaken(odds),
+        "the roles are swapped: `wanted` is True where the token shall become likelier.":
+            mistaken(torch.ones_like, lambda l: -odds(l)),
+        "unwanted tokens: that is −p. The slope of log(1 − p) also has a 1 − p below.":
+            mistaken(lambda l: -l.exp()),
+        "unwanted tokens: that is −1/(1 − p). The slope was asked in l = log p, and ∂p/∂l = p.":
+            mistaken(lambda l: 1 / torch.expm1(l)),
+        "unwanted tokens: that is −1, SFT with the sign turned. This loss lets go as p falls.":
+            mistaken(lambda l: -torch.ones_like(l)),
+        "wanted tokens: the slope was asked in l = log p, and it is 1 for each of them.":
+            mistaken(lambda l: -odds(l), lambda l: 1 / l.exp()),
+        "right, but not where p is within rounding of 1: there 1 − eˡ is 0. Use torch.expm1.":
+            mistaken(lambda l: -l.exp() / (1 - l.exp())),
+        "unwanted tokens weigh nothing in your answer: you left out their part of the loss.":
+            mistaken(torch.zeros_like),
+    }}, "1 on what you want; on the rest a push that fades with p. Lesson 06 meets it again.")
+
+
+# ------------------------------------------------------------------------- 12: the chunked backward
+
 
 def backward(function: Callable) -> str:
     """d_h and d_W for loss = −Σ weights · log-prob from h (N, C), W (V, C), targets, logsumexps, weights and a chunk size."""
@@ -170,77 +223,3 @@ def backward(function: Callable) -> str:
         "d_W": {"only the last chunk is in it. It is a sum over all rows, so chunks add to it.":
                 mistaken("d_W", rows=lambda N, chunk: range((N - 1) // chunk * chunk, N)), **both("d_W")},
     }, "every row once, whatever the chunk. A vocabulary of any size now fits.")
-
-
-# ---------------------------------------------------------------------------------------------------- 04: the shared opening
-
-def prefix(function: Callable) -> str:
-    """How many tokens of a bad answer have the good answer's own log-probs: two lists of ids → a number."""
-    cases = [([9, 1, 7, 2, 7, 0], [9, 1, 3, 2, 7, 7, 0]),               # parts, then looks alike again
-             ([5, 5, 0], [5, 5, 5, 0]),                                 # the good one ends first
-             ([8, 4, 6, 6, 0], [8, 4, 0]),                              # the bad one ends first
-             ([3, 2, 0], [1, 2, 0]),                                    # nothing in common but the rest
-             ([6, 7, 0], [6, 7, 0])]                                    # the same answer
-
-    def common(good, bad) -> int:
-        return max(k for k in range(min(len(good), len(bad)) + 1) if good[:k] == bad[:k])
-
-    return grade(function, cases, lambda good, bad: {"prefix": common(good, bad)}, {"prefix": {
-        "you count equal tokens wherever they stand. After the first difference even the same token has another context.":
-            lambda good, bad: sum(g == b for g, b in zip(good, bad, strict=False)),
-        "you count tokens that occur in both, in whatever order. The log-prob of a token depends on all tokens before it.":
-            lambda good, bad: len(set(good) & set(bad)),
-        "one too many: the token where they part has the same context but is another token, with a log-prob of its own.":
-            lambda good, bad: common(good, bad) + 1,
-        "one too few. Do you count from 0, or leave out the last token they share?": lambda good, bad: common(good, bad) - 1,
-        "the end token is left out. It is a token like any other.": lambda good, bad: common(good[:-1], bad[:-1]),
-        "that is the length of the shorter answer; they part before.": lambda good, bad: min(len(good), len(bad)),
-    }}, "one opening, one set of log-probs. SFT cannot raise the one answer there without the other.")
-
-
-# ---------------------------------------------------------------------------------------------------- 05: ASFT's weights
-
-def asft(function: Callable) -> str:
-    """−∂L/∂a_w and −∂L/∂a_l of ASFT's loss, pair by pair: a_w, a_l (B,), λ."""
-    cases = [(torch.tensor(w, dtype=torch.float64), torch.tensor(l, dtype=torch.float64), lam) for w, l, lam in (
-        ([-0.9, -2.5, -0.05], [-1.3, math.log(0.5), -0.2], 0.1), ([-0.4, -30.0, -1e-3], [-40.0, -1e-6, -1e-17], 0.7))]
-
-    def loss(a_w: Decimal, a_l: Decimal, lam: Decimal) -> Decimal:
-        """As the paper has it, with odds, in 60 digits."""
-        odds_w, odds_l = (a.exp() / (1 - a.exp()) for a in (a_w, a_l))
-        return -a_w + lam * ((1 + 1 / odds_w).ln() + (1 + odds_l).ln())
-
-    def differences(a_w, a_l, lam) -> dict:
-        pushes = {"push on the chosen answer": torch.empty_like(a_w), "push on the rejected answer": torch.empty_like(a_l)}
-        with localcontext() as context:
-            context.prec = 60
-            lam = Decimal(str(lam))
-            for b, (w, l) in enumerate(zip(map(Decimal, a_w.tolist()), map(Decimal, a_l.tolist()), strict=True)):
-                h = Decimal("1e-20")
-                up = (loss(w + w * h, l, lam) - loss(w - w * h, l, lam)) / (2 * w * h)
-                down = (loss(w, l + l * h, lam) - loss(w, l - l * h, lam)) / (2 * l * h)
-                for push, slope in zip(pushes.values(), (up, down), strict=True):
-                    push[b] = -float(slope)
-        return pushes
-
-    return grade(function, cases, differences, {
-        "push on the chosen answer": {
-            "right up to the sign: that is the slope of the loss. A push is minus the slope, so the chosen answer goes up.":
-                lambda w, l, lam: torch.full_like(w, -1 - lam),
-            "that is the SFT term alone. The alignment term, −λ log σ(log O_w) = −λ a_w, adds its own.":
-                lambda w, l, lam: torch.ones_like(w),
-            "that is the alignment term alone. The SFT term, −a_w, adds its own.": lambda w, l, lam: torch.full_like(w, lam),
-            "that is −∂L/∂p_w. The slope was asked in a = log p, which has a factor p more.":
-                lambda w, l, lam: (1 + lam) / w.exp()},
-        "push on the rejected answer": {
-            "right up to the sign: this raises the rejected answer.": lambda w, l, lam: lam / torch.expm1(-l),
-            "λ is missing.": lambda w, l, lam: -1 / torch.expm1(-l),
-            "that is −∂L/∂p_l. The slope was asked in a = log p, which has a factor p more.":
-                lambda w, l, lam: lam / torch.expm1(l),
-            "that is −λ p; the slope of log(1 − p) also has 1 − p below.": lambda w, l, lam: -lam * l.exp(),
-            "you used the chosen answer's log-prob in it.": lambda w, l, lam: -lam / torch.expm1(-w),
-            "that is as hard as the push up, as in DPO. Here each answer is judged alone.":
-                lambda w, l, lam: torch.full_like(l, -1 - lam),
-            "right, but for probabilities within rounding of 1: there 1 − eᵃ is 0. Use torch.expm1.":
-                lambda w, l, lam: -lam * l.exp() / (1 - l.exp())},
-    }, "up for ever, down by the odds: nothing at p = 0, λ at ½, without bound at 1.")

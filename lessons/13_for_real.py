@@ -1,10 +1,10 @@
 # %% [markdown]
-# # 10 · For real
+# # 13 · For real
 # **The question:** is it the same code at 1 B?
 #
 # You load model folders that another library wrote and hold our logits against its own, take two DFT steps on a checkpoint (a
 # real one, if you have any: `python lessons/10_for_real.py MODEL_FOLDER`), and count what a training step of Llama-3-8B will hold
-# in memory before a byte of it is allocated. You need lesson 03's memory and lesson 06's DFT. Fifteen minutes, half a minute of
+# in memory before a byte of it is allocated. You need lesson 12's memory and lesson 07's DFT. Fifteen minutes, half a minute of
 # computing. Keep `minialign/hf/folders.py` and `minialign/bench/sheet.py` open beside it.
 #
 # **Guess first.** Llama-3-8B has 8 billion weights; in bfloat16 that is 16 GB. How many GB does a plain training step need, all
@@ -18,11 +18,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import check
 import matplotlib.pyplot as plt
 import torch
 from safetensors.torch import load_file
 
+from lessons import check
 from minialign.bench import sheet as memory
 from minialign.data import Example, collate
 from minialign.generate import answers
@@ -36,9 +36,10 @@ from minialign.methods import build_method
 from minialign.model import Config, Transformer
 from minialign.train import Recipe, fit
 
-args = check.options(takes_model=True)
+args = check.options(model="")
+mine = check.mine(args)
 torch.manual_seed(0)
-work = check.OUT / "10"
+work = check.OUT / "13"
 
 # %% [markdown]
 # ## Whose numbers?
@@ -109,12 +110,12 @@ again, _ = load_model(work / "tuned")
 print("saved, loaded again, the same to the last bit:", mean_logps(again) == after)
 
 # %% [markdown]
-# The folder opens in transformers as well. The loop is the one of lessons 04 to 09, the `weigh` is lesson 06's; that is all there
+# The folder opens in transformers as well. The loop is the one of lessons 05 to 11, the `weigh` is lesson 07's; that is all there
 # is to "scaling up", apart from memory.
 #
 # ## What a step will hold
 # Of every weight: itself, its gradient, AdamW's two moments. Of every token: what the layers keep for the way back. And the head,
-# lesson 03. `memory.sheet` counts from shapes, on a device ("meta") where nothing is allocated. First a small model, against the
+# lesson 12. `memory.sheet` counts from shapes, on a device ("meta") where nothing is allocated. First a small model, against the
 # allocator:
 
 # %%
@@ -187,7 +188,7 @@ axes.set(ylim=(len(plans) - 0.1, -0.75), title="Llama-3-8B, DFT2: 4 prompts × (
 axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
 clean(axes)
 axes.grid(False, axis="y")
-check.show(figure, "10")
+check.show(figure, "13")
 first, total = plans["plain: float32"], [sum(parts.values()) / 1e9 for parts in plans.values()]
 most = max(first, key=first.get)
 print(f"Your guess? Plain, {total[0]:.0f} GB, most of it {most}; in the end {total[-2]:.0f} GB, or {total[-1]:.0f} with LoRA.")
@@ -201,12 +202,7 @@ print(f"Your guess? Plain, {total[0]:.0f} GB, most of it {most}; in the end {tot
 # are d_model × d_mlp. Then the tables. Then bytes: what is kept for each weight?</details>
 
 # %%
-def your_peak(config, weight_bytes, moment_bytes):
-    """A Config, bytes per weight (and per gradient), bytes per moment → bytes at the peak."""
-    return ...
-
-
-print(check.peak(your_peak))
+print(check.peak(mine.peak))
 
 # %% [markdown]
 # ## Try
@@ -218,13 +214,9 @@ print(check.peak(your_peak))
 
 # %%
 # region Solution: unfold when you have tried
-def our_peak(config, weight_bytes, moment_bytes):
+def peak(config, weight_bytes, moment_bytes):
     C, D = config.d_model, config.d_head
     layer = 2 * C * D * config.n_head + 2 * C * D * config.n_kv_head + 3 * C * config.d_mlp
     weights = config.n_layer * layer + config.vocab_size * C * (1 if config.tie else 2)
     return weights * (2 * weight_bytes + 2 * moment_bytes)              # itself, gradient; two moments
-
-
-if args.solution:
-    print(check.peak(our_peak))
 # endregion

@@ -1,10 +1,10 @@
 # %% [markdown]
-# # 06 · Discriminate
+# # 07 · Discriminate
 # **The question:** can a model learn from its own bad answers, without anybody calling them bad?
 #
 # SFT only ever says "more of this". DFT (arXiv 2502.18679) also says "less of that", and takes the "that" from the model: what
 # it would have answered. Here answers are so few that every sum over *all answers* can be done, so you see what DFT estimates,
-# how wrong its estimate is, and that the error is what makes it work. You need lesson 02's weights. Twenty minutes, seconds of
+# how wrong its estimate is, and that the error is what makes it work. You need lesson 03's weights. Twenty minutes, seconds of
 # computing. Keep `minialign/methods/dft.py` open beside it.
 #
 # **Guess first.** A model answers "9.11 or 9.9?" with 9.11 (62 %), 9.9 (33 %), or one of 18 other things. It is trained for
@@ -14,16 +14,17 @@
 # %%
 import math
 
-import check
 import matplotlib.pyplot as plt
 import torch
 
+from lessons import check
 from minialign.data import Batch
 from minialign.lab import plot
 from minialign.logps import logit_gradient
 from minialign.methods import METHODS
 
 args = check.options()
+mine = check.mine(args)
 torch.manual_seed(0)
 labels = torch.tensor([0] * 70 + [1] * 30)          # what a hundred people said: answer 0 is 9.9, answer 1 is 9.11
 n, V = len(labels), 20
@@ -179,7 +180,7 @@ for axes in middle, last:
 middle.text(end, 0.66, "share of right labels (dotted)", color="#b5483a", fontsize=9, ha="right", va="top")
 for axes in left, middle, last:
     plot.clean(axes)
-check.show(figure, "06")
+check.show(figure, "07")
 print(f"Your guess? SFT {runs['SFT'][:, 0, -1].mean():.2f}: it copies its labels. With two negatives and γ = 0.9, "
       f"{runs['γ = 0.9'][:, 0, -1].mean():.2f}; but {starts[-1]:.2f} before becomes {after['γ = 0.9'][-1]:.2f}.")
 
@@ -197,12 +198,7 @@ print(f"Your guess? SFT {runs['SFT'][:, 0, -1].mean():.2f}: it copies its labels
 # <details><summary>Hint</summary>d_j contains s_j/τ. Follow one s_j through d_j, the mean, u, and the logarithm.</details>
 
 # %%
-def your_factor(gamma, tau, K):
-    """Autograd's push down on a negative, as a multiple of ω_j in eq. 8."""
-    return ...
-
-
-print(check.silent_bug(your_factor))
+print(check.silent_bug(mine.silent_bug))
 
 # %% [markdown]
 # ## Try
@@ -210,14 +206,10 @@ print(check.silent_bug(your_factor))
 # * 16 negatives instead of 2 (`2 * n` and `view(2, n)` in `learn`). Which curve do all the others approach?
 # * τ = 0.8 in `make`: then the truth is log Σ_y P(y)^(1/τ), and it moves. Draw it.
 #
-# **Next:** 07 leaves language, to see exactly what imitation cannot know.
+# **Next:** 08 leaves language, to see exactly what imitation cannot know.
 
 # %%
 # region Solution: unfold when you have tried
-def our_factor(gamma, tau, K):
+def silent_bug(gamma, tau, K):
     return gamma            # ∂F/∂s_j = τ · (1/u) · γ · (1/K) · exp(d_j) · (1/τ) = γ ω_j; that is why weigh has no autograd
-
-
-if args.solution:
-    print(check.silent_bug(our_factor))
 # endregion

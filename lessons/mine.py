@@ -1,0 +1,117 @@
+"""Yours: the functions that you write in the course, a few per lesson.
+
+Replace each `...` by your own lines and run the lesson again: it says what is right, and what seems
+to be wrong. `torch` and `math` are here already. Each lesson's solutions stand folded at its end.
+"""
+
+
+import torch
+
+# -------------------------------------------------------------------------------- 01: A GPT, opened
+
+
+# ------------------------------------------------------------------------------------ 02: Log-probs
+
+
+def score(z, tokens, is_answer):
+    """z (L, V) logits, tokens (L,) int, is_answer (L,) bool → the answer's log-prob, one number."""
+    return ...
+
+
+# ----------------------------------------------------------------------------------------- 03: Push
+
+
+def push(z, y, weights):
+    """∂loss/∂z (T, V) of loss = −Σ_t weights_t · (log-prob of token y_t).
+
+    z (T, V) logits, y (T,) int, weights (T,), which are 0 on padding
+    Hint: weights · (softmax − onehot), and a weight belongs to a whole row.
+    """
+    return ...
+
+
+def unlikelihood(logps, wanted):
+    """The weights (T,) of L = −Σ_wanted l_t − Σ_unwanted log(1 − e^l_t): minus the slope in l_t.
+
+    logps (T,) log-probs l_t, wanted (T,) bool
+    Hint: e^l / (1 − e^l) = 1 / (e^−l − 1), and torch.expm1(x) is e^x − 1 with all its digits.
+    """
+    return ...
+
+
+# ------------------------------------------------------------------------------------- 04: Backward
+
+
+# -------------------------------------------------------------------------------------- 05: Imitate
+
+
+def prefix(good, bad):
+    """Two answers to one prompt, lists of token ids, each with its end token → a number of tokens."""
+    return ...
+
+
+# ----------------------------------------------------------------------------------- 06: Absolutely
+
+
+def asft(a_w, a_l, lam):
+    """Mean log-probs of chosen and rejected answers, (B,) each, and λ → −∂L/∂a_w, −∂L/∂a_l, (B,) each; L of each pair alone."""
+    return ..., ...
+
+
+# --------------------------------------------------------------------------------- 07: Discriminate
+
+
+def silent_bug(gamma, tau, K):
+    """Autograd's push down on a negative, as a multiple of ω_j in eq. 8."""
+    return ...
+
+
+# ------------------------------------------------------------------------------------- 08: The lake
+
+
+def success(P, policy, ends, goals, start):
+    """P (S, 4, S), policy (S, 4), ends (S,) bool: holes and goals, goals (S,) bool, start (S,) one-hot → one number."""
+    return ...
+
+
+# ------------------------------------------------------------- 09: Live with your guesses: the lake
+
+
+def propagation(c, gamma):
+    """c (T,) token losses → (T,) detached weights, (T,) full weights −∂L/∂logp, and 0 or 1: which of them the release uses."""
+    return ..., ..., ...
+
+
+# -------------------------------------------------------------- 10: Live with your guesses: the GPT
+
+
+# ------------------------------------------------------------------------------------- 11: The race
+
+
+def bug_hunt():
+    """The numbers of the bugs in runs A, B and C."""
+    return ..., ..., ...
+
+
+# ------------------------------------------------------------------------------- 12: The big matrix
+
+
+def backward(h, W, targets, lse, weights, chunk):
+    """h (N, C), W (V, C), targets, lse and weights (N,) → d_h (N, C), d_W (V, C), never more than `chunk` rows of logits."""
+    d_h, d_W = torch.zeros_like(h), torch.zeros_like(W)
+    for i in range(0, len(h), chunk):
+        part = slice(i, i + chunk)
+        d_h[part] = ...
+        d_W += ...
+    return d_h, d_W
+
+
+# ------------------------------------------------------------------------------------- 13: For real
+
+
+def peak(config, weight_bytes, moment_bytes):
+    """A Config, bytes per weight (and per gradient), bytes per moment → bytes at the peak."""
+    return ...
+
+
+# ---------------------------------------------------------------------------------------- 14: Yours

@@ -1,0 +1,141 @@
+"""What readers might answer to the exercises of lessons 01 to 04 and 12: right and wrong."""
+
+import torch
+
+
+def right_score(z, tokens, is_answer, shift=1):
+    log_p = z.log_softmax(-1)
+    return [
+        (log_p[t - shift, tokens[t]], bool(is_answer[t]), bool(is_answer[t - 1]))
+        for t in range(1, len(tokens))
+    ]
+
+
+def right_push(z, y, weights):
+    z = z.clone().requires_grad_()
+    (-(z.log_softmax(1).gather(1, y[:, None])[:, 0] * weights).sum()).backward()
+    return z.grad
+
+
+def right_backward(h, W, y, lse, weights, chunk):
+    h, W = h.clone().requires_grad_(), W.clone().requires_grad_()
+    (-((h @ W.T).log_softmax(1).gather(1, y[:, None])[:, 0] * weights).sum()).backward()
+    return h.grad, W.grad
+
+
+def chunked_backward(
+    h, W, y, lse, weights, chunk, skip_short=False, first_weights=False, overwrite=False
+):
+    d_h, d_W = torch.zeros_like(h), torch.zeros_like(W)
+    for i in range(0, len(h), chunk):
+        part = slice(i, i + chunk)
+        if skip_short and len(h[part]) < chunk:
+            break
+        w = weights[: len(h[part])] if first_weights else weights[part]
+        d_z = w[:, None] * (
+            (h[part] @ W.T - lse[part, None]).exp() - torch.eye(len(W), dtype=W.dtype)[y[part]]
+        )
+        d_h[part] = d_z @ W
+        d_W = d_z.T @ h[part] + (0 if overwrite else d_W)
+    return d_h, d_W
+
+
+def right_unlikelihood(logps, wanted, odds=lambda l: 1 / torch.special.expm1(-l)):
+    return torch.where(wanted, 1.0, -odds(logps))
+
+
+# {grader: what solves it}
+SOLVED = {
+    "unlikelihood": right_unlikelihood,
+    "score": lambda *row: sum(logp for logp, here, _ in right_score(*row) if here),
+    "push": right_push,
+    "backward": right_backward,
+}
+
+# {grader: [(what a reader might write, a piece of what must be said)]}
+WRONG = {
+    "unlikelihood": [
+        (lambda l, w: -right_unlikelihood(l, w), "up to the sign"),
+        (lambda l, w: right_unlikelihood(l, w, lambda l: -1 / torch.expm1(-l)), "pushed up"),
+        (lambda l, w: right_unlikelihood(l, ~w), "the roles are swapped"),
+        (lambda l, w: right_unlikelihood(l, w, torch.exp), "1 − p below"),
+        (lambda l, w: right_unlikelihood(l, w, lambda l: -1 / torch.expm1(l)), "asked in l"),
+        (lambda l, w: right_unlikelihood(l, w, lambda l: l.exp() / (1 - l.exp())), "rounding"),
+        (lambda l, w: w.double(), "left out their part"),
+        (lambda l, w: 2 * w.double() - 1, "SFT with the sign turned"),
+    ],
+    "score": [
+        (
+            lambda *row: sum(logp for logp, here, _ in right_score(*row, shift=0) if here),
+            "shift by one",
+        ),
+        (
+            lambda *row: sum(logp for logp, _, before in right_score(*row) if before),
+            "mask stayed behind",
+        ),
+        (
+            lambda *row: sum(logp for logp, here, before in right_score(*row) if here and before),
+            "the first token of the answer",
+        ),
+        (lambda *row: sum(logp for logp, *_ in right_score(*row)), "prompt and padding are scored"),
+        (lambda *row: -sum(logp for logp, here, _ in right_score(*row) if here), "up to the sign"),
+        (
+            lambda *row: sum(logp for logp, here, _ in right_score(*row) if here) / row[2].sum(),
+            "mean over the answer's tokens",
+        ),
+        (
+            lambda *row: sum(logp for logp, here, _ in right_score(*row) if here).exp(),
+            "that is the probability",
+        ),
+        (
+            lambda z, y, m: (
+                (z[:-1].exp() / z[:-1].exp().sum(-1, True))
+                .log()
+                .gather(1, y[1:, None])[m[1:]]
+                .sum()
+            ),
+            "overflow",
+        ),
+        (
+            lambda z, y, m: z[:-1].log_softmax(-1).gather(1, y[1:, None])[:, 0][m[1:]],
+            "its shape is",
+        ),
+    ],
+    "push": [
+        (lambda z, y, w: -right_push(z, y, w), "up to the sign"),
+        (lambda z, y, w: right_push(z, y, w) / len(y), "number of rows, padding included"),
+        (lambda z, y, w: right_push(z, y, w) / (w != 0).sum(), "number of answer tokens"),
+        (lambda z, y, w: 2 * right_push(z, y, w), "yours is 2 times"),
+        (lambda z, y, w: right_push(z, y, torch.ones_like(w)), "the weights are missing"),
+        (lambda z, y, w: right_push(z, y, (w != 0).double()), "numbers are off"),
+        (
+            lambda z, y, w: w[:, None] * (z.softmax(0) - torch.eye(z.shape[1])[y]),
+            "the softmax runs over time",
+        ),
+        (lambda z, y, w: right_push(z, y, w.roll(1)), "numbers are off"),
+        (lambda z, y, w: w[:, None] * (z.exp() / z.exp().sum(1, True)), "inf or a nan"),
+        (lambda z, y, w: w * (z.softmax(-1) - torch.eye(z.shape[1])[y]), "RuntimeError"),
+    ],
+    "backward": [
+        (lambda *x: tuple(-d for d in right_backward(*x)), "d_h: right up to the sign"),
+        (
+            lambda *x: (right_backward(*x)[0], -right_backward(*x)[1]),
+            "d_h is right. d_W: right up to the sign",
+        ),
+        (
+            lambda *x: chunked_backward(*x, overwrite=True),
+            "d_h is right. d_W: only the last chunk is in it",
+        ),
+        (lambda *x: chunked_backward(*x, skip_short=True), "the last chunk is left out"),
+        (
+            lambda *x: chunked_backward(*x, first_weights=True),
+            "every chunk uses the weights of the first",
+        ),
+        (
+            lambda h, W, y, lse, w, c: right_backward(h, W, y, lse, torch.ones_like(w), c),
+            "the weights are missing",
+        ),
+        (lambda *x: right_backward(*x)[::-1], "its shape is"),
+        (lambda *x: right_backward(*x)[0], "it should return d_h, d_W"),
+    ],
+}

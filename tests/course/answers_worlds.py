@@ -1,0 +1,189 @@
+"""What readers might answer to the exercises of lessons 08, 09, 13 and 14: right and wrong."""
+
+from dataclasses import replace
+
+import torch
+
+from minialign.model import Transformer
+
+
+def right_values(P, policy, ends, goals, *_):
+    moves = (policy[:, :, None] * P).sum(1)
+    Q = moves[~ends][:, ~ends]
+    return torch.linalg.lstsq(
+        torch.eye(len(Q), dtype=Q.dtype) - Q, moves[~ends][:, goals].sum(1)[:, None]
+    ).solution[:, 0]
+
+
+def discounts(c, gamma):
+    steps = torch.arange(len(c))[None] - torch.arange(len(c))[:, None]
+    return torch.tril(gamma ** steps.abs().to(c)).T
+
+
+def detached_weights(c, gamma):
+    return discounts(c, gamma) @ c / discounts(c, gamma).sum(0).dot(c)
+
+
+def full_weights(c, gamma, P=1, C=1):
+    D = discounts(c, gamma)
+    Z = (D @ c).sum()
+    return (D @ c + P * D.T @ c - C * (c @ D @ c) / Z * D.sum(0)) / Z
+
+
+def count(config, **changes):
+    with torch.device("meta"):
+        return sum(p.numel() for p in Transformer(replace(config, **changes)).parameters())
+
+
+# {grader: what solves it}
+SOLVED = {
+    "success": lambda *lake: right_values(*lake) @ lake[4][~lake[2]],
+    "propagation": lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma), 1),
+    "peak": lambda config, weight, moment: count(config) * (2 * weight + 2 * moment),
+}
+
+# {grader: [(what a reader might write, a piece of what must be said)]}
+WRONG = {
+    "success": [
+        (
+            lambda P, p, ends, goals, start: right_values(P, p, ends, ends) @ start[~ends],
+            "holes count as goals",
+        ),
+        (
+            lambda P, p, ends, goals, start: right_values(P, p, ends, ends & ~goals) @ start[~ends],
+            "chance to drown",
+        ),
+        (
+            lambda P, p, ends, goals, start: right_values(P, p, ends, goals).mean(),
+            "all cells one can stand on",
+        ),
+        (
+            lambda P, p, ends, goals, start: right_values(P, p, ends, goals).sum() / len(start),
+            "ends included",
+        ),
+        (lambda P, p, ends, goals, start: right_values(P, p, ends, goals)[0], "at the first cell"),
+        (
+            lambda P, p, ends, goals, start: right_values(0.99 * P, p, ends, goals) @ start[~ends],
+            "discounted",
+        ),
+        (
+            lambda P, p, *lake: (
+                right_values((p[:, :, None] * P).sum(1).T[:, None], 0 * p[:, :1] + 1, *lake)
+                @ lake[2][~lake[0]]
+            ),
+            "rows and columns",
+        ),
+        (
+            lambda P, p, ends, goals, start: (
+                right_values(P, 0 * p + 0.25, ends, goals) @ start[~ends]
+            ),
+            "the same chance",
+        ),
+        (
+            lambda P, p, *lake: (
+                right_values(P, torch.eye(4).double()[p.argmax(1)], *lake) @ lake[2][~lake[0]]
+            ),
+            "likeliest",
+        ),
+        (lambda P, p, ends, goals, start: right_values(P, p, ends, goals), "its shape is"),
+        (
+            lambda P, p, ends, goals, start: torch.linalg.solve(
+                torch.eye(len(start)) - (p[:, :, None] * P).sum(1), goals * 1.0
+            )[0],
+            "your function stopped in line",
+        ),
+    ],
+    "propagation": [
+        (
+            lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma), 0),
+            "detached and full are right. release: the",
+        ),
+        (
+            lambda c, gamma: (full_weights(c, gamma), detached_weights(c, gamma), 1),
+            "detached: those are the full weights",
+        ),
+        (
+            lambda c, gamma: (detached_weights(c, gamma), detached_weights(c, gamma), 1),
+            "full: those are the detached ones",
+        ),
+        (
+            lambda c, gamma: (detached_weights(c, gamma), -full_weights(c, gamma), 1),
+            "up to the sign",
+        ),
+        (
+            lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma, P=0), 1),
+            "P_j is missing",
+        ),
+        (
+            lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma, C=0), 1),
+            "Z was held fixed",
+        ),
+        (
+            lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma, C=-1), 1),
+            "the sign of L C_j",
+        ),
+        (
+            lambda c, gamma: (
+                detached_weights(c.flip(0), gamma).flip(0),
+                full_weights(c, gamma),
+                1,
+            ),
+            "these favour late tokens",
+        ),
+        (lambda c, gamma: (detached_weights(c, 1.0), full_weights(c, gamma), 1), "γ is missing"),
+        (
+            lambda c, gamma: (c * detached_weights(c, gamma), full_weights(c, gamma), 1),
+            "the loss itself",
+        ),
+        (
+            lambda c, gamma: (len(c) * detached_weights(c, gamma), full_weights(c, gamma), 1),
+            "multiplied by the number of tokens",
+        ),
+        (lambda c, gamma: detached_weights(c, gamma), "returns 1 value(s)"),
+    ],
+    "peak": [
+        (lambda config, weight, moment: count(config) * weight, "the weights alone"),
+        (lambda config, weight, moment: count(config) * 2 * weight, "the optimizer is missing"),
+        (
+            lambda config, weight, moment: count(config) * (weight + 2 * moment),
+            "the gradients are missing",
+        ),
+        (
+            lambda config, weight, moment: count(config) * (2 * weight + moment),
+            "two moments per weight",
+        ),
+        (lambda config, weight, moment: count(config) * 4 * weight, "a dtype of their own"),
+        (lambda config, weight, moment: count(config) * 16, "everything in float32?"),
+        (lambda config, weight, moment: count(config), "the number of weights"),
+        (
+            lambda config, weight, moment: count(config, n_layer=1) * (2 * weight + 2 * moment),
+            "one layer only",
+        ),
+        (
+            lambda config, weight, moment: count(config, mlp="gelu") * (2 * weight + 2 * moment),
+            "three matrices",
+        ),
+        (
+            lambda config, weight, moment: (
+                count(config, n_kv_head=config.n_head) * (2 * weight + 2 * moment)
+            ),
+            "n_kv_head heads",
+        ),
+        (
+            lambda config, weight, moment: count(config, tie=False) * (2 * weight + 2 * moment),
+            "count it once",
+        ),
+        (
+            lambda config, weight, moment: count(config) * (2 * weight + 2 * moment) / 2**30,
+            "in GiB or GB",
+        ),
+        (
+            lambda config, weight, moment: count(config) * (2 * weight + 2 * moment) / 1e9,
+            "in GiB or GB",
+        ),
+        (
+            lambda config, weight, moment: 1.5 * count(config) * (2 * weight + 2 * moment),
+            "up to a factor",
+        ),
+    ],
+}
