@@ -137,6 +137,18 @@ def test_the_verdict_follows_the_numbers(judge, verdict):
     assert HOLDS != verdict
 
 
+@pytest.mark.parametrize("rise, recovery, said", [
+    (-0.1, 0.0, (HOLDS, NOT)), (0.1, -0.1, (NOT, HOLDS)), (-SMALL, -SMALL, (HOLDS, HOLDS))])
+def test_the_claims_of_ift_are_judged_by_their_intervals(rise, recovery, said):
+    sft = {"judge_rise": [0.2, 0.3, 0.25], "judge_recovery": [1.5, 1.6, 1.4]}
+    ift = {"judge_rise": [x + rise for x in sft["judge_rise"]],
+           "judge_recovery": [x + recovery for x in sft["judge_recovery"]]}
+    told = writer.claims_of_ift({"sft": sft, "ift": ift})
+    assert told.endswith(f"{said[1]}.") and f"): {said[0]}; " in told
+    ift["judge_rise"][0] += 1
+    assert f"): {OPEN}; " in writer.claims_of_ift({"sft": sft, "ift": ift})
+
+
 @pytest.mark.parametrize("peak, too_much, chosen, tried", [
     (1e-3, 1, 1e-3, {5e-4, 1e-3, 2e-3}),                                # it stands between others
     (4e-3, 1, 4e-3, {5e-4, 1e-3, 2e-3, 4e-3, 8e-3}),

@@ -7,34 +7,29 @@ openings that nobody trained on, and a judge, the teacher or another language mo
 bits each character of it costs.
 """
 
-import math
 import random
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 
-from minialign.data import Example, collate
+from minialign.data import Example
 from minialign.evaluate import answer_logps
 from minialign.evaluate import marks as marks_of
-from minialign.generate import answers
-from minialign.hf.encoding import encode_rows
 from minialign.hf.folders import load_model
 from minialign.hf.rowfiles import read_file
-from minialign.hf.rows import Row
 from minialign.lab import plot
 from minialign.lab.plot import COLOR
 from minialign.lab.race import CONTROL, Difference, columns
 from minialign.lab.studies.lab import SMALL, Findings, Lab, less, verdict
 from minialign.lab.studies.processes import in_processes
-from minialign.logps import batch_logps
+from minialign.lab.studies.texts import AT_A_TIME, as_examples, bits, distinct, opened, write
 from minialign.methods import build_method
 from minialign.train import Recipe, fit
 
 POLICY, TEACHER = "llama2xs", "stories260K"
 WANTED = 0.7                    # temperature of the wanted answers
 WILD = 1.7                      # temperature at which the policy makes no sense
-AT_A_TIME = 128                 # texts that are written or scored together
 SHOWN = 3                       # openings whose continuations are printed
 
 # Rates that every row tries when they are chosen. Where the best one stands at the edge, the rate
@@ -95,7 +90,7 @@ class Size:
 SIZE = Size()
 
 
-# ------------------------------------------------------------------------------ openings and texts
+# ---------------------------------------------------------------------------------------- openings
 
 def openings(size: Size, seed: int, development: bool) -> tuple[list[str], list[str]]:
     """The openings of a seed, to train on and to measure on.
@@ -110,37 +105,6 @@ def openings(size: Size, seed: int, development: bool) -> tuple[list[str], list[
     random.Random(seed).shuffle(others)
     held_out = others[size.train : size.train + size.test]
     return others[: size.train], kept if development else held_out
-
-
-@lru_cache
-def opened(name: str):
-    """A model that is only read, and its tokenizer; each process keeps it."""
-    return load_model(name)
-
-
-def write(model, tokenizer, prompts: list[str], k: int, new: int, seed: int,
-          temperature: float = 1.0) -> list[list[tuple[str, bool]]]:
-    """k continuations of every prompt, up to `new` tokens, each as (text, finished)."""
-    draw = torch.Generator().manual_seed(seed)
-    encoded = [ids for ids, _ in encode_rows(tokenizer, [Row("", p, []) for p in prompts])]
-    pools = []
-    per_batch = max(1, AT_A_TIME // k)
-    for begin in range(0, len(prompts), per_batch):
-        part = encoded[begin : begin + per_batch]
-        pools += answers(model, tokenizer, part, k, new, temperature, generator=draw)
-    return pools
-
-
-def as_examples(tokenizer, prompts: list[str], pools: list[list[tuple[str, bool]]]):
-    """Prompts with their continuations, in order, as examples; unfinished ones have no end."""
-    rows = []
-    for prompt, pool in zip(prompts, pools, strict=True):
-        texts = [text for text, _ in pool]
-        # A continuation without any text consists of its end alone.
-        finished = [done or not text for text, done in pool]
-        rows.append(Row("", prompt, texts, finished=finished))
-    encoded = encode_rows(tokenizer, rows)
-    return [Example(i, prompt, texts) for i, (prompt, texts) in enumerate(encoded)]
 
 
 # ------------------------------------------------------------------------------------------ a seed
@@ -196,41 +160,6 @@ def taught(row: Training, of: Lesson, size: Size):
 
 
 # ------------------------------------------------------------------------------------ what is asked
-
-@torch.no_grad()
-def bits(judge, prompts: list[str], texts: list[str]) -> list[float]:
-    """Bits per character of the texts behind their prompts under a judge: (model, tokenizer).
-
-    →   four numbers: of all the text, and of the first, second and last third of its tokens
-    """
-    model, tokenizer = judge
-    rows = [Row("", prompt, [text], finished=[False])
-            for prompt, text in zip(prompts, texts, strict=True) if text]
-    encoded = [(prompt, ids) for prompt, [ids] in encode_rows(tokenizer, rows) if ids]
-    nats, letters = [0.0] * 3, [0] * 3
-    for begin in range(0, len(encoded), AT_A_TIME):
-        part = encoded[begin : begin + AT_A_TIME]
-        batch = collate([Example(i, prompt, [ids]) for i, (prompt, ids) in enumerate(part)])
-        logps = batch_logps(model, batch)[0].double()                   # (b, T)
-        for (prompt, ids), row in zip(part, logps, strict=True):
-            cuts = [round(len(ids) * third / 3) for third in range(4)]
-            ends = [len(tokenizer.decode(prompt + ids[:cut])) for cut in cuts]
-            for third in range(3):
-                nats[third] -= float(row[cuts[third] : cuts[third + 1]].sum())
-                letters[third] += ends[third + 1] - ends[third]
-    totals = [sum(nats), *nats]
-    return [x / math.log(2) / max(1, n)
-            for x, n in zip(totals, [sum(letters), *letters], strict=True)]
-
-
-def distinct(texts: list[str], n: int = 3) -> float:
-    """The share of different ones among all runs of n words in the texts."""
-    runs = []
-    for text in texts:
-        words = text.split()
-        runs += zip(*(words[i:] for i in range(n)), strict=False)
-    return len(set(runs)) / max(1, len(runs))
-
 
 def measure(model, tokenizer, of: Lesson, judge: str, size: Size, temperature: float) -> dict:
     """Everything that is asked of a model: it continues the held-out openings, and is judged."""
@@ -314,13 +243,8 @@ def writer(lab: Lab) -> Findings:
     data = run_rows(lessons, {"base": None, **ROWS, "teacher": None}, judge)
     rivals = [name for name in ROWS if name != "sft"]
     told = ", ".join(f"{name} {Difference(data[name], data['sft'], 'judge')}" for name in rivals)
-    slope = Difference(data["ift"], data["sft"], "judge_rise")
-    recovery = Difference(data["ift"], data["sft"], "judge_recovery")
-    sentence = (
-        f"Bits per character under the judge ({judge}), lower is better, against "
-        f"sft: {told}. From the first to the last third of a continuation they rise by {slope} "
-        f"more under ift than under sft; after a bad beginning ift is at {recovery} of sft."
-    )
+    sentence = (f"Bits per character under the judge ({judge}), lower is better, against sft: "
+                f"{told}. {claims_of_ift(data)}")
     panels = {}
     for mark, title in (("judge", "bits per character of what it writes (← better)"),
                         ("distinct_3", "different runs of three words (more diverse →)")):
@@ -337,6 +261,19 @@ def writer(lab: Lab) -> Findings:
     }
     return Findings(data, judged(data), sentence, draw, shown,
                     side_by_side(data, lessons[0].held_out))
+
+
+def claims_of_ift(data: dict) -> str:
+    """Whether IFT's text gets worse more slowly than SFT's, and recovers from a bad beginning.
+
+    A claim holds if the interval says so, and not if the gain is known to be no more than SMALL.
+    """
+    told = []
+    for mark, words in (("judge_rise", "it rises less from the first to the last third"),
+                        ("judge_recovery", "it is lower after a bad beginning")):
+        gain = Difference(data["ift"], data["sft"], mark)
+        told.append(f"{words} ({gain}): {verdict(gain.below(), gain.above(-SMALL))}")
+    return f"IFT's claims, against sft: {'; '.join(told)}."
 
 
 def side_by_side(data: dict, prompts: list[str]) -> str:
