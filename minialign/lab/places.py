@@ -4,10 +4,13 @@ A loss of a pair pushes the tokens of the shared opening twice, once for each an
 does there, at the fork and behind it are three different stories. Here is who stands where.
 """
 
+import os
+
 import torch
 from torch import Tensor
 
 from minialign.data import Batch
+from minialign.lab.tasks import Question
 from minialign.logps import batch_logps
 
 PLACES = ("opening", "fork", "behind")
@@ -43,3 +46,18 @@ def by_place(model, batch: Batch) -> Tensor:
 def split(logps: Tensor, batch: Batch) -> Tensor:
     """Log-probs (or pushes) of tokens, (A, B, T), summed over each place: (3, 2, B)."""
     return (logps[:2] * places(batch)).sum(-1)
+
+
+def after_a_slip(question: Question) -> dict[str, tuple[str, list[str]]]:
+    """{place of the slip: (the prompt and an answer begun wrongly, [the right answer's rest])}.
+
+    At the opening the first digit is one that nobody named; at the fork it is the digit with which
+    the wrong answer goes on.
+    """
+    right, wrong, prompt = question.right, question.wrong, question.prompt()
+    fork = len(os.path.commonprefix([right, wrong]))
+    digit = (int(right[0]) + 1) % 10
+    return {
+        "opening": (f"{prompt}{digit}", [right[1:]]),
+        "fork": (prompt + wrong[: fork + 1], [right[fork + 1 :]]),
+    }
