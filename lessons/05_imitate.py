@@ -277,7 +277,7 @@ told("the form, then right ones")
 # %%
 for name, model in models.items():
     print(name)
-    check.talk(model, tokenizer, ["9.11 or 9.9? ", "4.25 or 4.7? "], longest=32)
+    check.talk(model, tokenizer, [q.prompt() for q in held_out[:2]], longest=32)
 
 # %% [markdown]
 # ## The picture

@@ -301,8 +301,7 @@ for name, method in methods.items():
               f"P(neither) {neither:.3f}")
 
 # %% [markdown]
-# And what do the models say, in words? Three answers drawn from each, for two questions nobody
-# trained on:
+# And what do the models say, in words? Three answers drawn from each, to two questions:
 
 # %%
 asked_aloud = ["9.11 or 9.9? ", "4.7 or 4.25? "]

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from lessons.graders.ground import backward, push, score, unlikelihood
-from lessons.graders.guesses import BUGS, bug_hunt, planted
+from lessons.graders.guesses import BUGS, bug_hunt, difference, ift, planted, pull
 from lessons.graders.methods import asft, dft, dpo, keep, prefix, sft, silent_bug
 from lessons.graders.worlds import peak, propagation, success
 from lessons.judge import BLANK, RIGHT, WRONG

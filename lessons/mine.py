@@ -129,7 +129,32 @@ def propagation(c, gamma):
 # -------------------------------------------------------------- 10: Live with your guesses: the GPT
 
 
+def pull(weights, logps):
+    """How far −∂loss/∂z moves the logit of each token itself: (T,).
+
+    weights (T,), logps (T,) the tokens' log-probs
+    """
+    return ...
+
+
+def ift(c, gamma):
+    """The weights (T,) of L = Σ_t c_t S_t / Z, with the gradient through S and Z: −∂L/∂logp_t.
+
+    c (T,) the tokens' losses −logp_t; gamma is γ > 0
+    Hint: the matrix of γ^(i−t), with zeros where i < t. Its rows give S, its columns P and C.
+    """
+    return ...
+
+
 # ------------------------------------------------------------------------------------- 11: The race
+
+
+def difference(ours, theirs):
+    """Mean of the differences between two methods, seed by seed, and its standard error.
+
+    ours, theirs (seeds,): what each of them reached
+    """
+    return ..., ...
 
 
 def bug_hunt():

@@ -1,7 +1,8 @@
 """The lessons' pictures: one function per picture, which takes numbers and returns a figure.
 
 No lesson draws for itself, so that its cells show what it is about. The pictures of lessons 01 to
-04 and 12 are in ground.py, of 05 to 07, 10 and 11 in methods.py, of 08, 09, 13 and 14 in worlds.py.
+04 and 12 are in ground.py, of 05 to 07 in methods.py, of 10 and 11 in guesses.py, of 08, 09, 13 and
+14 in worlds.py.
 """
 
 

@@ -40,12 +40,26 @@ def right_asft(a_w, a_l, lam):
     )
 
 
+def right_ift(c, gamma, P=1, C=1, Z=1):
+    t = torch.arange(len(c))
+    D = torch.triu(gamma ** (t - t[:, None]).abs().to(c))
+    S = D @ c
+    return (S + P * (D.T @ c) - C * (c @ S) / S.sum() * D.sum(0)) / (S.sum() if Z else 1)
+
+
+def right_difference(ours, theirs):
+    return (ours - theirs).mean(), (ours - theirs).std() / math.sqrt(len(ours))
+
+
 # {grader: what solves it}
 SOLVED = {
     "sft": right_sft,
     "dpo": right_dpo,
     "dft": right_dft,
     "keep": right_keep,
+    "pull": lambda weights, logps: -weights * torch.special.expm1(logps),
+    "ift": right_ift,
+    "difference": right_difference,
     "prefix": right_prefix,
     "asft": right_asft,
     "silent_bug": lambda gamma, tau, K: gamma,
@@ -140,6 +154,43 @@ WRONG = {
         (lambda y, n: ~torch.isin(y, n), "negatives of all examples"),
         (lambda y, n: n != y, "its shape is"),
     ],
+    "pull": [
+        (lambda w, l: w * (l.exp() - 1), "up to the sign"),
+        (lambda w, l: w * l.exp(), "what the others lose"),
+        (lambda w, l: w, "the weights themselves"),
+        (lambda w, l: 1 - l.exp(), "The weight says how often"),
+        (lambda w, l: w - w * l, "the log-prob for the probability"),
+    ],
+    "ift": [
+        (lambda c, gamma: -right_ift(c, gamma), "up to the sign"),
+        (lambda c, gamma: right_ift(c, gamma, P=0, C=0), "the detached weights"),
+        (lambda c, gamma: right_ift(c, gamma, P=0), "P_j is missing"),
+        (lambda c, gamma: right_ift(c, gamma, C=0), "Z was held fixed"),
+        (lambda c, gamma: right_ift(c, gamma, C=-1), "the sign of L C_j"),
+        (lambda c, gamma: right_ift(c, gamma, Z=0), "the division by Z"),
+        (lambda c, gamma: right_ift(c, 1.0), "γ is missing"),
+        (
+            lambda c, gamma: right_ift(c.flip(0), gamma, P=0, C=0).flip(0),
+            "these favour late tokens",
+        ),
+        (lambda c, gamma: c * right_ift(c, gamma, P=0, C=0), "terms of the loss itself"),
+    ],
+    "difference": [
+        (lambda a, b: right_difference(b, a), "mean: right up to the sign"),
+        (lambda a, b: ((a - b).sum(), 0), "the sum over the seeds"),
+        (lambda a, b: (a.mean(), 0), "of ours alone"),
+        (lambda a, b: ((a - b).mean(), (a - b).std()), "standard deviation of the differences"),
+        (
+            lambda a, b: ((a - b).mean(), (a.var() / len(a) + b.var() / len(b)).sqrt()),
+            "if the two were apart",
+        ),
+        (
+            lambda a, b: ((a - b).mean(), (a - b).std(unbiased=False) / len(a) ** 0.5),
+            "divide by n − 1",
+        ),
+        (lambda a, b: ((a - b).mean(), (a - b).var() / len(a)), "Its square root"),
+        (lambda a, b: (a - b).mean(), "returns 1 value(s)"),
+    ],
     "prefix": [
         (
             lambda good, bad: [g == b for g, b in zip(good, bad, strict=False)].count(True),
@@ -189,7 +240,7 @@ WRONG = {
         (lambda: (1, 3, 1), "run A: look again: swapped answers"),
         (lambda: (5, 3, 1), "run A: look again: with answers to other questions"),
         (lambda: (2, 6, 1), "run A is right. run B: look again: without steps"),
-        (lambda: (2, 4, 1), "run B: look again: a rate that is too high"),
+        (lambda: (2, 4, 1), "run B: look again: at a rate that is too high"),
         (
             lambda: (2, 3, 2),
             "run A and run B are right. run C: look again: a loss without the shift",
