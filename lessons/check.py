@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from lessons.graders.ground import backward, push, score, unlikelihood
+from lessons.graders.ground import backward, log_softmax, push, score, unlikelihood
 from lessons.graders.methods import BUGS, asft, bug_hunt, planted, prefix, silent_bug
 from lessons.graders.worlds import peak, propagation, success
 from lessons.judge import BLANK, RIGHT, WRONG

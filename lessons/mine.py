@@ -13,8 +13,20 @@ import torch
 # ------------------------------------------------------------------------------------ 02: Log-probs
 
 
+def log_softmax(z):
+    """The log-prob of every token, (L, V), from logits z (L, V), of any size.
+
+    Hint: subtract each row's largest logit; then z − log Σ exp z cannot overflow.
+    """
+    return ...
+
+
 def score(z, tokens, is_answer):
-    """z (L, V) logits, tokens (L,) int, is_answer (L,) bool → the answer's log-prob, one number."""
+    """The log-prob of an answer, one number.
+
+    z (L, V) logits, tokens (L,) int, is_answer (L,) bool: prompt, answer and padding on one row
+    Hint: z[:-1] speaks about tokens[1:], and the mask goes with the tokens.
+    """
     return ...
 
 

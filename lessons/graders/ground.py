@@ -11,6 +11,45 @@ from lessons.judge import grade
 # ------------------------------------------------------------------------------ 02: score an answer
 
 
+def log_softmax(function: Callable) -> str:
+    """Log-probs (L, V) of all tokens, from logits (L, V)."""
+    draw = torch.Generator().manual_seed(2)
+    cases = []
+    for shape, level in ((3, 5), 0.3), ((4, 7), 900.0), ((2, 3), -900.0):
+        z = 2 * torch.randn(shape, generator=draw, dtype=torch.float64) + level
+        z[1, 2] += 40
+        cases.append((z,))
+
+    def by_definition(z) -> dict:
+        """The logarithm of each probability, in 60 digits."""
+        rows = []
+        with localcontext() as context:
+            context.prec, context.Emin, context.Emax = 60, -9999, 9999
+            for row in z.tolist():
+                exps = [Decimal(number).exp() for number in row]
+                rows.append([float((one / sum(exps)).ln()) for one in exps])
+        return {"log-probs": torch.tensor(rows, dtype=torch.float64)}
+
+    return grade(function, cases, by_definition, {"log-probs": {
+        "these are the probabilities. Their logarithms were asked for.":
+            lambda z: z.softmax(-1),
+        "the softmax runs over the rows. A distribution is one row: over the vocabulary, dim −1.":
+            lambda z: z.log_softmax(0),
+        "you subtracted one logsumexp for the whole matrix. Each row is a distribution of its own.":
+            lambda z: z - z.flatten().logsumexp(0),
+        "you subtracted the largest logit; the logarithm of the sum of exponentials is missing.":
+            lambda z: z - z.max(-1, keepdim=True).values,
+        "the logarithm is missing: you subtracted the sum of the exponentials itself.":
+            lambda z: z - z.max(-1, keepdim=True).values
+            - (z - z.max(-1, keepdim=True).values).exp().sum(-1, keepdim=True),
+        "these are the logits as they came. Minus the logsumexp of each row, they are log-probs.":
+            lambda z: z,
+        "you added the logsumexp. The logarithm of a quotient is a difference.":
+            lambda z: z + z.logsumexp(-1, keepdim=True),
+    }}, "each row is a distribution, whatever the size of its logits.",
+        overflow="The exponential of 900 overflows: subtract each row's largest logit first.")
+
+
 def score(function: Callable) -> str:
     """Log-prob of an answer from logits (L, V), tokens (L,) and the mask of the answer's tokens (L,)."""
     draw = torch.Generator().manual_seed(1)

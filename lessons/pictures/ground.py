@@ -1,8 +1,55 @@
 """The pictures of lessons 01 to 04 and 12."""
 
+import math
+
 import matplotlib.pyplot as plt
 
 from minialign.lab import plot
+
+# ------------------------------------------------------------------------------------ 02: Log-probs
+
+
+def logprobs(prompt, answers, logps, totals, whose, said, read):
+    """The log-prob of every token of some answers, and what the model says in whose name.
+
+    logps   for each answer a number per token, the end token last
+    totals  for each answer its log-prob
+    whose   who added them up
+    said    {persona: probability of the right answer}
+    read    {persona: share of right answers in what the model has read}
+    """
+    figure, (strips, bars) = plt.subplots(
+        1, 2, figsize=(13, 3.8), width_ratios=[2.6, 1], layout="constrained")
+    width = max(map(len, answers)) + 1
+    for row, (text, numbers) in enumerate(zip(answers, logps, strict=True)):
+        for column, name in enumerate([*text, "end"]):
+            token_cell(strips, column, -row, name, numbers[column])
+        chance = math.exp(totals[row])
+        strips.text(width + 0.2, 0.43 - row, f"Σ {totals[row]:.2f}   P = {chance:.2g}",
+                    va="center", fontsize=12)
+    strips.set(xlim=(0, width + 2.6), ylim=(1 - len(answers), 1),
+               title=f"One question, “{prompt.strip()}”: log-prob of each token, Σ by {whose}")
+    strips.axis("off")
+
+    for x, persona in enumerate(said):
+        bars.bar(x, said[persona], color=plot.COLOR["base"], width=0.6)
+        bars.plot([x - 0.4, x + 0.4], [read[persona]] * 2, color="black", linewidth=2)
+    bars.set(title="Many questions: it answers as\nthose it has read (black lines)",
+             ylabel="mean probability of the right answer", ylim=(0, 1))
+    bars.set_xticks(range(len(said)), ["people", "Troll", "Sage"])
+    plot.clean(bars)
+    return figure
+
+
+def token_cell(axes, x, y, name, logp):
+    """A token and its log-prob in a rectangle that is the redder the less likely the token is."""
+    share = min(1.0, -logp / 6)
+    axes.add_patch(plt.Rectangle((x, y), 0.94, 0.86, color=plt.cm.Reds(0.04 + 0.9 * share)))
+    ink = "white" if share > 0.5 else "black"
+    axes.text(x + 0.47, y + 0.5, name, ha="center", fontsize=14, color=ink)
+    number = f"{logp:.2f}".replace("-0.00", "0").replace("-", "−")
+    axes.text(x + 0.47, y + 0.16, number, ha="center", fontsize=9, color=ink)
+
 
 # ----------------------------------------------------------------------------------------- 03: Push
 

@@ -1,5 +1,7 @@
 """What readers might answer to the exercises of lessons 01 to 04 and 12: right and wrong."""
 
+import math
+
 import torch
 
 
@@ -46,6 +48,7 @@ def right_unlikelihood(logps, wanted, odds=lambda l: 1 / torch.special.expm1(-l)
 
 # {grader: what solves it}
 SOLVED = {
+    "log_softmax": lambda z: torch.nn.functional.log_softmax(z, -1),
     "unlikelihood": right_unlikelihood,
     "score": lambda *row: sum(logp for logp, here, _ in right_score(*row) if here),
     "push": right_push,
@@ -54,6 +57,17 @@ SOLVED = {
 
 # {grader: [(what a reader might write, a piece of what must be said)]}
 WRONG = {
+    "log_softmax": [
+        (lambda z: z.exp() / z.exp().sum(-1, True), "overflows"),
+        (lambda z: (z.exp() / z.exp().sum(-1, True)).log(), "subtract each row's largest"),
+        (lambda z: z.softmax(-1), "these are the probabilities"),
+        (lambda z: z.log_softmax(0), "runs over the rows"),
+        (lambda z: z - z.logsumexp((0, 1)), "the whole matrix"),
+        (lambda z: z - z.amax(-1, True), "logarithm of the sum"),
+        (lambda z: -z.log_softmax(-1), "up to the sign"),
+        (lambda z: z.log_softmax(-1) / math.log(2), "yours is 1.443 times"),
+        (lambda z: z.logsumexp(-1), "its shape is"),
+    ],
     "unlikelihood": [
         (lambda l, w: -right_unlikelihood(l, w), "up to the sign"),
         (lambda l, w: right_unlikelihood(l, w, lambda l: -1 / torch.expm1(-l)), "pushed up"),
