@@ -26,7 +26,15 @@ from pathlib import Path
 
 import torch
 
-from lessons.graders.ground import backward, log_softmax, push, score, unlikelihood
+from lessons.graders.ground import (
+    backward,
+    causal_mask,
+    log_softmax,
+    push,
+    rotate,
+    score,
+    unlikelihood,
+)
 from lessons.graders.methods import BUGS, asft, bug_hunt, planted, prefix, silent_bug
 from lessons.graders.worlds import peak, propagation, success
 from lessons.judge import BLANK, RIGHT, WRONG
@@ -115,6 +123,9 @@ class Mine:
             raise AttributeError(f"lessons/mine.py has no {name!r}; restore it with "
                                  "git checkout lessons/mine.py")
         return functions[name]
+
+
+OURS = Mine(solved=True)            # what a lesson goes on with where a blank is not filled in yet
 
 
 def stopped(error: Exception) -> Callable:

@@ -10,6 +10,23 @@ import torch
 # -------------------------------------------------------------------------------- 01: A GPT, opened
 
 
+def rotate(x, angles):
+    """Queries or keys x (L, H, D), turned by angles (L, D/2): the same shape as x.
+
+    In every head, number i (a) and number i + D/2 (b) are a point that angle i turns.
+    Hint: a cos φ − b sin φ, and a sin φ + b cos φ; a, b = x.chunk(2, dim=-1).
+    """
+    return ...
+
+
+def causal_mask(length):
+    """Who may look at whom: bool (length, length), True where token t (row) may see s (column).
+
+    Hint: a token sees itself and what stands before it.
+    """
+    return ...
+
+
 # ------------------------------------------------------------------------------------ 02: Log-probs
 
 

@@ -1,12 +1,78 @@
 """The graders of lessons 01 to 04 and 12."""
 
 import itertools
+import math
 from collections.abc import Callable
 from decimal import Decimal, localcontext
 
 import torch
 
 from lessons.judge import grade
+
+# -------------------------------------------------------------------------------- 01: a GPT, opened
+
+
+def rotate(function: Callable) -> str:
+    """Queries or keys (L, H, D), turned by angles (L, D/2)."""
+    draw = torch.Generator().manual_seed(1)
+    cases = []
+    for L, H, D in (3, 2, 6), (4, 3, 2), (2, 1, 8):
+        x = torch.randn(L, H, D, generator=draw, dtype=torch.float64)
+        cases.append((x, 3 * torch.rand(L, D // 2, generator=draw, dtype=torch.float64)))
+
+    def as_complex(x, angles, sign=1.0, neighbours=False):
+        """A pair as a complex number, which is turned by a factor exp(iφ)."""
+        if neighbours:
+            a, b = x[..., 0::2], x[..., 1::2]
+        else:
+            a, b = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]
+        turned = torch.complex(a, b) * torch.exp(sign * 1j * angles[:, None])
+        if neighbours:
+            return torch.stack([turned.real, turned.imag], -1).flatten(-2)
+        return torch.cat([turned.real, turned.imag], -1)
+
+    def unsigned(x, angles):
+        """Both products added, where one of them belongs subtracted."""
+        a, b = x.chunk(2, -1)
+        cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+        return torch.cat([a * cos + b * sin, a * sin + b * cos], -1)
+
+    return grade(function, cases, lambda x, angles: {"turned": as_complex(x, angles)}, {"turned": {
+        "turned the wrong way round: a becomes a cos φ − b sin φ, with a minus.":
+            lambda x, angles: as_complex(x, angles, sign=-1.0),
+        "you paired neighbours, numbers 2i and 2i + 1. Here number i goes with number i + D/2.":
+            lambda x, angles: as_complex(x, angles, neighbours=True),
+        "a sign is missing: a becomes a cos φ − b sin φ, and b becomes a sin φ + b cos φ.":
+            unsigned,
+        "the rotated numbers stand in the wrong half: first all a', then all b'.":
+            lambda x, angles: torch.cat(as_complex(x, angles).chunk(2, -1)[::-1], -1),
+        "nothing is turned: this is x itself.": lambda x, angles: x,
+        "sine and cosine are swapped: by an angle of 0 nothing should move.":
+            lambda x, angles: as_complex(x, torch.pi / 2 - angles),
+    }}, "lengths stay, products depend on distance alone. Now position is part of every comparison.")
+
+
+def causal_mask(function: Callable) -> str:
+    """Who may look at whom in a text of so many tokens: bool (length, length)."""
+    def table(length, may=lambda t, s: s <= t, yes=1.0, no=0.0):
+        rows = [[yes if may(t, s) else no for s in range(length)] for t in range(length)]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    return grade(function, [(5,), (1,), (8,)], lambda length: {"mask": table(length)}, {"mask": {
+        "rows and columns are swapped: your tokens see the future, and nothing of the past.":
+            lambda length: table(length, lambda t, s: s >= t),
+        "True and False are swapped: this says who may *not* look.":
+            lambda length: table(length, lambda t, s: s > t),
+        "a token does not see itself in it. The first one would have nothing to look at.":
+            lambda length: table(length, lambda t, s: s < t),
+        "everybody sees everybody, the future included.":
+            lambda length: table(length, lambda t, s: True),
+        "that is a mask to be added, 0 and −∞. Here True and False are asked for.":
+            lambda length: table(length, yes=0.0, no=-math.inf),
+        "everybody sees the last two tokens only. There is no window here.":
+            lambda length: table(length, lambda t, s: t - 1 <= s <= t),
+    }}, "a triangle. It turns one text into as many questions as it has tokens.")
+
 
 # ------------------------------------------------------------------------------ 02: score an answer
 

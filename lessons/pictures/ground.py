@@ -3,8 +3,43 @@
 import math
 
 import matplotlib.pyplot as plt
+import torch
 
 from minialign.lab import plot
+
+# -------------------------------------------------------------------------------- 01: A GPT, opened
+
+
+def gpt(pieces, seen, name, chances, favourites):
+    """What one head looks at, and what the model would say after each layer.
+
+    pieces      the tokens of the text, in words
+    seen        (L, L) what each token (row) looks at
+    name        the token that the model says in the end
+    chances     its probability after 0, 1, 2, … layers
+    favourites  the likeliest token after as many layers
+    """
+    figure, (heat, line) = plt.subplots(
+        1, 2, figsize=(13, 5.4), width_ratios=[1, 1.15], layout="constrained")
+    visible = torch.ones_like(seen).tril().bool()
+    heat.imshow(seen.masked_fill(~visible, math.nan).numpy(), cmap="viridis", vmin=0, vmax=1)
+    heat.set_xticks(range(len(pieces)), pieces, rotation=60, ha="right")
+    heat.set_yticks(range(len(pieces)), pieces)
+    heat.set(title="What a head of layer 3 looks at", xlabel="is looked at", ylabel="looks")
+    heat.spines[["top", "right"]].set_visible(False)
+
+    layers = range(len(chances))
+    line.plot(layers, chances, "o-", color=plot.COLOR["dft"], linewidth=2.4)
+    for n in layers:
+        line.annotate(f"“{favourites[n]}”", (n, chances[n]), xytext=(0, 12),
+                      textcoords="offset points", ha="center", fontsize=11)
+    line.set(xlabel="layers that the stream has passed", ylim=(-0.03, 1.08),
+             ylabel=f"probability of “{name}” ↑",
+             title="If the model ended here: the first choice, in words")
+    line.set_xticks(list(layers))
+    plot.clean(line)
+    return figure
+
 
 # ------------------------------------------------------------------------------------ 02: Log-probs
 

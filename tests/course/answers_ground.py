@@ -46,8 +46,16 @@ def right_unlikelihood(logps, wanted, odds=lambda l: 1 / torch.special.expm1(-l)
     return torch.where(wanted, 1.0, -odds(logps))
 
 
+def right_rotate(x, angles, sign=1):
+    a, b = x.chunk(2, -1)
+    cos, sin = angles.cos()[:, None], sign * angles.sin()[:, None]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
 # {grader: what solves it}
 SOLVED = {
+    "rotate": right_rotate,
+    "causal_mask": lambda length: torch.ones(length, length).tril().bool(),
     "log_softmax": lambda z: torch.nn.functional.log_softmax(z, -1),
     "unlikelihood": right_unlikelihood,
     "score": lambda *row: sum(logp for logp, here, _ in right_score(*row) if here),
@@ -57,6 +65,25 @@ SOLVED = {
 
 # {grader: [(what a reader might write, a piece of what must be said)]}
 WRONG = {
+    "rotate": [
+        (lambda x, f: right_rotate(x, f, sign=-1), "the wrong way round"),
+        (lambda x, f: right_rotate(x, f).roll(x.shape[-1] // 2, -1), "the wrong half"),
+        (lambda x, f: x, "nothing is turned"),
+        (lambda x, f: torch.stack(
+            [x[..., ::2] * f[:, None].cos() - x[..., 1::2] * f[:, None].sin(),
+             x[..., ::2] * f[:, None].sin() + x[..., 1::2] * f[:, None].cos()], -1,
+        ).flatten(-2), "you paired neighbours"),
+        (lambda x, f: x * f, "stopped in line"),
+        (lambda x, f: right_rotate(x, f)[:, 0], "its shape is"),
+    ],
+    "causal_mask": [
+        (lambda n: torch.ones(n, n).triu().bool(), "see the future"),
+        (lambda n: torch.ones(n, n).triu(1).bool(), "may *not* look"),
+        (lambda n: torch.ones(n, n).tril(-1).bool(), "does not see itself"),
+        (lambda n: torch.ones(n, n), "everybody sees everybody"),
+        (lambda n: torch.full((n, n), -math.inf).triu(1), "to be added"),
+        (lambda n: torch.ones(n), "everybody sees everybody"),
+    ],
     "log_softmax": [
         (lambda z: z.exp() / z.exp().sum(-1, True), "overflows"),
         (lambda z: (z.exp() / z.exp().sum(-1, True)).log(), "subtract each row's largest"),
