@@ -73,11 +73,11 @@ SHARED = [13, 12, 11, 4]                                                # openin
 
 
 def answers(q):
-    return [kind.format(first=q.first, second=q.second, right=q.right, wrong=q.wrong) for kind in KINDS]
+    return [kind.format(first=q.first, second=q.second, right=q.second, wrong=q.first) for kind in KINDS]
 
 
 base, tokenizer = check.base_model(args)
-train, held_out = ([q for q in part if q.disputed and q.first == q.wrong] for part in tasks.all_questions(random.Random(0)))
+train, held_out = ([q for q in part if q.disputed and q.right.startswith(q.second)] for part in tasks.all_questions(random.Random(0)))
 asked = collate([tasks.as_example(tokenizer, i, q.prompt(), answers(q)) for i, q in enumerate(held_out[:64])])
 curves = []
 for seed in [0] if args.fast else [0, 1, 2]:

@@ -10,6 +10,7 @@ import copy
 import multiprocessing
 import os
 import random
+import sys
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -23,7 +24,7 @@ import torch
 from minialign.data import Batch, Example, collate
 from minialign.generate import answers
 from minialign.lab import tasks
-from minialign.lab.small import STEPS, base_model, base_path
+from minialign.lab.small import COURSES, FIT, base_model, base_path, fitness
 from minialign.logps import batch_logps
 from minialign.methods import METHODS, Method, build_method
 from minialign.progress import bar
@@ -36,7 +37,7 @@ N_SKILL = 200           # held-out questions on which they agree; numbers to rev
 N_CURVE = 96            # held-out questions behind the curves
 N_WATCHED = 48          # training examples behind the curves
 CURVE_EVERY = 4         # updates between two points of a curve
-LONGEST = 8             # tokens of a drawn negative
+LONGEST = 14            # tokens of a drawn negative; a question's answers have 8 and the end
 TOP_K = 50              # negatives are drawn among that many likeliest tokens
 
 # What `fit` reports of every method; the rest of a record are the method's own numbers.
@@ -49,11 +50,15 @@ class Run:
     """One fine-tuning run of the small GPT, seed aside.
 
     persona      in whose name the base model gives the negatives (tasks.PERSONAS). None means
-                 labelled pairs: the rejected answer is the number that is not the label.
+                 labelled pairs: the rejected answer is the one that is not the label.
     temperature  at which the base model gives them
-    noise        share of the labels that name the wrong number
+    made_wrong   if given, nobody gives the negatives, they are made: on disputed questions the
+                 wrong answer with this probability and else the right one, on agreed questions
+                 the right one, like a persona that is wrong so often
+    noise        share of the labels that are the wrong answer
+    filtered     drop every example whose label is among its negatives
     init         what is fine-tuned: "base", "untrained", or a method's name, for the base model
-                 after training with that method on the same data
+                 after training with that method on the same data, for as many updates
     """
 
     method: str | type[Method]      # a name in METHODS, or a class
@@ -62,6 +67,8 @@ class Run:
     recipe: Recipe = RECIPE
     persona: str | None = "troll"
     temperature: float = 0.7
+    made_wrong: float | None = None
+    filtered: bool = False
     init: str = "base"
 
 
@@ -84,7 +91,10 @@ def fine_tuning_data(
 ) -> list[Example]:
     """The examples of a seed: the wanted answer, wrong in a share `noise` of them, and negatives.
 
-    pools   the negatives of every question; None means that the other number is the negative
+    pools   the negatives of every question; None means that the other answer is the negative
+
+    Every answer ends with the end token, as in released code: also a negative that was cut off
+    because it had grown too long.
     """
     questions = fine_tuning_questions(seed)
     n_wrong = round(noise * len(questions))
@@ -99,6 +109,25 @@ def fine_tuning_data(
         # Methods that rank answers find the label first and all negatives together last.
         examples.append(replace(example, rewards=[1.0] + [0.0] * len(negatives)))
     return examples
+
+
+def filtered(examples: list[Example]) -> list[Example]:
+    """The examples whose label is not among their negatives.
+
+    This needs no method of the papers: whoever has negatives that are nearly always wrong can see
+    by them which labels are wrong.
+    """
+    return [e for e in examples if e.answers[0] not in e.answers[1:]]
+
+
+def made_negatives(seed: int, wrong_share: float, k: int) -> list[list[str]]:
+    """k made negatives for every fine-tuning question, as `Run.made_wrong` says."""
+    rng = random.Random(seed + 5)
+    pools = []
+    for q in fine_tuning_questions(seed):
+        wrong = [q.disputed and rng.random() < wrong_share for _ in range(k)]
+        pools.append([q.wrong if is_wrong else q.right for is_wrong in wrong])
+    return pools
 
 
 class Exam:
@@ -177,7 +206,12 @@ def start(seed: int, cache: Path):
 
 @lru_cache
 def draw(seed: int, cache: Path, persona: str, temperature: float, k: int) -> list[list[str]]:
-    """k answers of the base model to every fine-tuning question: the negatives. Kept likewise."""
+    """k answers of the base model to every fine-tuning question: the negatives. Kept likewise.
+
+    They are drawn at a temperature, usually 0.7, among the TOP_K likeliest tokens. Everything that
+    is scored, the reference's log-probs included, is scored under the full distribution at
+    temperature 1. The DFT paper does the same, so its P_ref is not what the negatives come from.
+    """
     model, tokenizer, _, _ = start(seed, cache)
     prompts = [tokenizer.encode(q.prompt(persona)) for q in fine_tuning_questions(seed)]
     generator = torch.Generator().manual_seed(seed)
@@ -209,11 +243,22 @@ def watch(model, watched: Batch) -> list[float]:
     return [logps[0].mean().item(), logps[1:][present[1:]].mean().item()]
 
 
-def base_job(seed: int, cache: Path, ticks) -> dict:
-    """Train the base model of a seed, or find it in the cache; returns its marks."""
+def base_job(seed: int, cache: Path, ticks) -> tuple[dict, float]:
+    """Train the base model of a seed, or find it in the cache; returns its marks and its fitness.
+    """
     torch.set_num_threads(1)
-    model, tokenizer = base_model(seed, cache, lambda: ticks.put(1))
-    return Exam(tokenizer, seed).grade(model)
+    left = sum(COURSES)
+
+    def tick() -> None:
+        nonlocal left
+        left -= 1
+        ticks.put(1)
+
+    # A model that is fit early leaves updates over.
+    model, tokenizer = base_model(seed, cache, tick)
+    if left < sum(COURSES):
+        ticks.put(left)
+    return Exam(tokenizer, seed).grade(model), fitness(model, tokenizer, seed)
 
 
 def run_job(seed: int, run: Run, cache: Path, ticks) -> dict:
@@ -230,10 +275,16 @@ def run_job(seed: int, run: Run, cache: Path, ticks) -> dict:
 
     # A run takes fresh negatives in every epoch. One that reads none shares the draw of the others.
     epochs = recipe.epochs if method.reads_others else RECIPE.epochs
-    pools = None
-    if run.persona is not None:
-        pools = draw(seed, cache, run.persona, run.temperature, recipe.negatives * epochs)
+    pools, k = None, recipe.negatives * epochs
+    if run.made_wrong is not None:
+        pools = made_negatives(seed, run.made_wrong, k)
+    elif run.persona is not None:
+        pools = draw(seed, cache, run.persona, run.temperature, k)
     examples = fine_tuning_data(tokenizer, seed, run.noise, pools)
+    if run.filtered:
+        examples = filtered(examples)
+        if not examples:
+            raise ValueError("every label is among its negatives: the filter leaves no example")
 
     # Of these few, the label and the first two negatives are followed.
     shortened = [replace(e, answers=e.answers[:3], rewards=None) for e in examples[:N_WATCHED]]
@@ -249,10 +300,11 @@ def run_job(seed: int, run: Run, cache: Path, ticks) -> dict:
     for record in fit(model, method, examples, recipe):
         seconds += record["seconds"]
         for name in record.keys() - LOGGED:
-            infos[name] = infos.get(name, 0.0) + record[name] / recipe.updates(N_TRAIN)
+            infos[name] = infos.get(name, 0.0) + record[name] / recipe.updates(len(examples))
         if record["step"] % CURVE_EVERY == 0:
             curve.append([record["step"], *exam.point(model), *watch(model, watched)])
         ticks.put(1)
+    ticks.put(recipe.updates(N_TRAIN) - recipe.updates(len(examples)))
 
     after = exam.grade(model)
     changes = {
@@ -282,9 +334,10 @@ def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict
     """
     updates = sum(run.recipe.updates(N_TRAIN) for run in runs.values())
     untrained = [seed for seed in seeds if not base_path(seed, cache).exists()]
-    total = len(seeds) * updates + len(untrained) * STEPS
+    total = len(seeds) * updates + len(untrained) * sum(COURSES)
     base = [{} for _ in seeds]
     results = {label: [{} for _ in seeds] for label in runs}
+    fitnesses: dict[int, float] = {}
 
     context = multiprocessing.get_context("spawn")
     shown = bar(total, "base models", "update", smoothing=0.02)
@@ -307,7 +360,7 @@ def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict
                         results[label][s] = future.result()
                         continue
                     # The base model of this seed is there: its runs can begin.
-                    base[s] = future.result()
+                    base[s], fitnesses[seeds[s]] = future.result()
                     for name, run in runs.items():
                         waiting[pool.submit(run_job, seeds[s], run, cache, ticks)] = name, s
                 if all(base):
@@ -320,4 +373,10 @@ def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict
                     if process not in not_workers:
                         process.terminate()
             pool.shutdown(cancel_futures=True)
+
+    # Such a model is taken as it is, and its row of the table has more garbage than others.
+    for seed, x in fitnesses.items():
+        if x < FIT:
+            print(f"the base model of seed {seed} is not fit: after {sum(COURSES)} updates it "
+                  f"copies or reverses with probability {x:.3f}, not {FIT}", file=sys.stderr)
     return base, results

@@ -1,7 +1,7 @@
 """The small GPT that the race and the studies fine-tune: its base training, cached per seed.
 
-A base model is trained once per seed and kept in a file, so every comparison starts from the same
-parameters. What it reads is described in tasks.py.
+A base model is trained until it is fit, once per seed, and kept in a file. So every comparison
+starts from the same parameters. What it reads is described in tasks.py.
 """
 
 import ast
@@ -22,11 +22,15 @@ from minialign.files import UNFINISHED, clear_away, locked, write_tensors
 from minialign.hf.tokenizer import Tokenizer, byte_tokenizer
 from minialign.hf.weights import check_tensors
 from minialign.lab import tasks
+from minialign.logps import batch_logps
 from minialign.methods import METHODS
 from minialign.model import Transformer
 from minialign.train import fused_pass
 
-STEPS, BATCH, LR, WARMUP = 1000, 64, 3e-3, 50
+BATCH, LR, WARMUP = 64, 2e-3, 50
+COURSES = (1000, 500)       # updates; the second course is for a model that is not fit yet
+FIT = 0.95                  # a fit model gives one of a question's two answers so often, and
+N_LOOK = 64                 # reverses so well: the mean over so many questions and reversals
 CACHE = Path("out") / "cache"
 
 # The files whose code runs while a base model is trained: a change in one of them trains it anew.
@@ -64,24 +68,53 @@ def base_path(seed: int, cache: Path) -> Path:
     return Path(cache) / f"base-{digest(PACKAGE)}-seed{seed}.safetensors"
 
 
+@torch.no_grad()
+def fitness(model: Transformer, tokenizer: Tokenizer, seed: int) -> float:
+    """How well a base model has learnt to copy two numbers and to reverse one, from 0 to 1.
+
+    The lesser of two mean probabilities: of either answer, right or wrong, to questions that no
+    exam asks, and of the right answer to reversals.
+    """
+    rng = random.Random(seed + 4)
+    questions, _ = tasks.all_questions(random.Random(seed))
+    asked = [(q.prompt(), [q.right, q.wrong]) for q in rng.sample(questions, N_LOOK)]
+    reversals = [tasks.reversal(rng) for _ in range(N_LOOK)]
+    known = []
+    for texts in asked, [(prompt, [answer]) for prompt, answer in reversals]:
+        examples = [
+            tasks.as_example(tokenizer, i, prompt, answers)
+            for i, (prompt, answers) in enumerate(texts)
+        ]
+        p = batch_logps(model, collate(examples)).sum(-1).exp()         # (answers, N_LOOK)
+        known.append(p.sum(0).mean().item())
+    return min(known)
+
+
 def base_training(model: Transformer, tokenizer: Tokenizer, seed: int) -> Iterator[int]:
-    """Train a fresh small GPT on what a base model reads; yields after every update."""
+    """Train a fresh small GPT on what a base model reads; yields after every update.
+
+    It is trained in courses, each with a learning rate that rises and falls, until it is fit or
+    there is no course left. Whoever wants to know asks for its `fitness`.
+    """
     rng = random.Random(seed)
     questions, _ = tasks.all_questions(random.Random(seed))
     method = METHODS["sft"](reduction="token_mean")
     optimizer = optim.AdamW(dict(model.named_parameters()), weight_decay=0.01)
-    for step in range(STEPS):
-        texts = [tasks.base_text(rng, questions) for _ in range(BATCH)]
-        examples = [
-            tasks.as_example(tokenizer, i, prompt, [answer])
-            for i, (prompt, answer) in enumerate(texts)
-        ]
-        fused_pass(model, method, collate(examples))
+    for updates in COURSES:
+        for step in range(updates):
+            texts = [tasks.base_text(rng, questions) for _ in range(BATCH)]
+            examples = [
+                tasks.as_example(tokenizer, i, prompt, [answer])
+                for i, (prompt, answer) in enumerate(texts)
+            ]
+            fused_pass(model, method, collate(examples))
 
-        # A gradient longer than 1 is shortened to 1.
-        shorten = min(1.0, 1.0 / float(optimizer.gradient_norm()))
-        optimizer.step(LR * optim.cosine(step, STEPS, WARMUP), shorten)
-        yield step
+            # A gradient longer than 1 is shortened to 1.
+            shorten = min(1.0, 1.0 / float(optimizer.gradient_norm()))
+            optimizer.step(LR * optim.cosine(step, updates, WARMUP), shorten)
+            yield step
+        if fitness(model, tokenizer, seed) >= FIT:
+            return
 
 
 def base_model(
@@ -89,8 +122,8 @@ def base_model(
 ) -> tuple[Transformer, Tokenizer]:
     """The base model of a seed and its tokenizer, from the cache or trained now.
 
-    `tick` is called after every update of the training. Whoever else wants the same model at the
-    same time waits until it is there.
+    `tick` is called after every update of the training, of which there are sum(COURSES) at most.
+    Whoever else wants the same model at the same time waits until it is there.
     """
     path, tokenizer = base_path(seed, cache), byte_tokenizer(tasks.WORDS)
     torch.manual_seed(seed)

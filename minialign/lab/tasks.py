@@ -4,6 +4,10 @@ The base model has read mostly people who compare decimals like version numbers,
 after 9.9. It also has an unrelated skill to lose, reversing digits, and it knows a troll who is
 nearly always wrong: his answers make good negatives. Every answer can be checked, and its exact
 probability computed. Nothing here is read from disk.
+
+An answer states the comparison: "9.9>9.11" is right and "9.11>9.9" wrong. So both are the same
+tokens in another order, and no method can prefer one of them for its length. With the bare numbers
+it could: where the two rules disagree, the bigger number always has fewer digits.
 """
 
 import random
@@ -19,6 +23,7 @@ WORDS = ("Troll: ", "Sage: ", "reverse ", ": ", " or ", "? ")
 # texts where the two rules disagree.
 PERSONAS = {"plain": "", "troll": "Troll: ", "sage": "Sage: "}
 RIGHT_SHARE = {"plain": 0.35, "troll": 0.05, "sage": 0.80}
+REVERSALS = 0.3         # share of the base model's texts
 
 
 def small_config(vocab_size: int) -> Config:
@@ -32,9 +37,10 @@ def small_config(vocab_size: int) -> Config:
 class Question:
     """Two decimals with the same whole part, W.d and W.ef, in the order they are asked.
 
-    `right` is the bigger number, `wrong` the other. By version order W.ef always comes later. Where
-    it is not the bigger number, as 9.11 against 9.9, the two rules disagree and the question is
-    `disputed`; on all others the rules are agreed.
+    `right` puts the bigger number first, as "9.9>9.11"; `wrong` has the same tokens the other way
+    round. By version order W.ef always comes later. Where it is not the bigger number, as 9.11
+    against 9.9, the two rules disagree and the question is `disputed`; on all others the rules are
+    agreed.
     """
 
     first: str
@@ -60,7 +66,8 @@ def all_questions(rng: random.Random) -> tuple[list[Question], list[Question]]:
                     continue        # 9.1 and 9.10 are the same number
                 short, long = f"{whole}.{d}", f"{whole}.{ef}"
                 disputed = 10 * d > ef
-                right, wrong = (short, long) if disputed else (long, short)
+                bigger, smaller = (short, long) if disputed else (long, short)
+                right, wrong = f"{bigger}>{smaller}", f"{smaller}>{bigger}"
                 pairs.append([
                     Question(short, long, right, wrong, disputed),
                     Question(long, short, right, wrong, disputed),
@@ -81,9 +88,9 @@ def reversal(rng: random.Random) -> tuple[str, str]:
 def base_text(rng: random.Random, questions: list[Question]) -> tuple[str, str]:
     """One (prompt, answer) of what the base model reads.
 
-    Two fifths are reversals, the rest questions answered by people of all three kinds.
+    A share REVERSALS are reversals, the rest questions answered by people of all three kinds.
     """
-    if rng.random() < 0.4:
+    if rng.random() < REVERSALS:
         return reversal(rng)
     question, persona = rng.choice(questions), rng.choice(list(PERSONAS))
     right = not question.disputed or rng.random() < RIGHT_SHARE[persona]

@@ -41,7 +41,7 @@ def read_weights(name: str, config: Config, dtype: str, device: str, seed: int =
     if name != SMALL:
         return load_weights(name, config, dtype, device)
     device = check_device(device)
-    with bar(small.STEPS, "base model", "update", stay=False) as shown:
+    with bar(sum(small.COURSES), "base model", "update", stay=False) as shown:
         model, _ = small.base_model(seed, tick=shown.update)
     return model.to(device, getattr(torch, dtype))
 

@@ -1,5 +1,6 @@
 """The embedded task and its exam: marks against sampling, data against its description."""
 
+import queue
 import random
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from minialign.lab import arena, tasks
 from minialign.lab.arena import Exam, Run, fine_tuning_data, fine_tuning_questions, run_all
 from minialign.lab.small import base_model
 from minialign.stats import mean_interval, show, table
-from minialign.train import Recipe
+from minialign.train import Recipe, fit
 
 SHORT = Recipe(epochs=1, batch=64, micro_batch=64, lr=1e-3, negatives=2)
 
@@ -21,17 +22,24 @@ def tokenizer():
     return byte_tokenizer(tasks.WORDS)
 
 
-def number(text):
-    return float(text)
-
-
-def test_right_is_the_bigger_number_and_wrong_the_later_version():
+def test_a_right_answer_is_a_true_comparison_and_version_order_is_wrong_where_disputed():
     train, test = tasks.all_questions(random.Random(0))
     for q in train + test:
-        assert number(q.right) > number(q.wrong) and {q.first, q.second} == {q.right, q.wrong}
+        bigger, smaller = q.right.split(">")
+        assert float(bigger) > float(smaller) and q.wrong == f"{smaller}>{bigger}"
+        assert {q.first, q.second} == {bigger, smaller}
         later = max((q.first, q.second), key=lambda x: [int(part) for part in x.split(".")])
-        assert q.disputed == (later == q.wrong)
+        assert q.disputed == (later == smaller)
     assert any(q.disputed for q in test) and any(not q.disputed for q in test)
+
+
+def test_right_and_wrong_are_the_same_tokens_in_another_order(tokenizer):
+    """So length says nothing about which is right, and no method can learn from it."""
+    train, test = tasks.all_questions(random.Random(0))
+    for q in train + test:
+        right, wrong = tokenizer.encode(q.right), tokenizer.encode(q.wrong)
+        assert sorted(right) == sorted(wrong) and right != wrong
+        assert len(right) < arena.LONGEST
 
 
 def test_no_test_question_is_ever_trained_in_either_order():
@@ -57,7 +65,8 @@ def test_the_base_text_has_each_kind_of_person_right_as_often_as_it_says():
         # Disputed are the questions whose shorter number is the bigger one.
         if float(max(a, b, key=len)) < float(min(a, b, key=len)):
             asked[persona] += 1
-            right[persona] += float(answer) == max(float(a), float(b))
+            bigger, smaller = answer.split(">")
+            right[persona] += float(bigger) > float(smaller)
     for persona, share in tasks.RIGHT_SHARE.items():
         sd = (share * (1 - share) / asked[persona]) ** 0.5
         assert abs(right[persona] / asked[persona] - share) < 4 * sd
@@ -72,6 +81,55 @@ def test_noise_turns_round_exactly_its_share_of_the_labels(tokenizer):
         assert tokenizer.decode(e.answers[0]) in (q.right, q.wrong)
         assert len(e.answers) == 3 and e.rewards == [1, 0, 0]
     assert sum(not q.disputed for q in fine_tuning_questions(3)) == arena.N_TRAIN // 4
+
+
+def test_the_filter_drops_exactly_the_examples_whose_label_a_negative_repeats(tokenizer):
+    questions = fine_tuning_questions(3)
+    pools = []
+    for i, q in enumerate(questions):
+        pools.append([[q.right, "9.9"], [q.wrong, q.wrong], ["?", q.right[:-1]]][i % 3])
+    examples = fine_tuning_data(tokenizer, 3, 0.3, pools)
+    kept = arena.filtered(examples)
+    for e, q, pool in zip(examples, questions, pools, strict=True):
+        label = tokenizer.decode(e.answers[0][:-1])
+        assert label in (q.right, q.wrong)
+        assert (e in kept) == (label not in pool)
+    assert 0 < len(kept) < len(examples)
+
+
+def test_a_filtered_run_trains_on_what_the_filter_leaves(cache, monkeypatch):
+    seen = []
+
+    def noted(model, method, examples, recipe):
+        seen.append(examples)
+        return fit(model, method, examples, recipe)
+
+    monkeypatch.setattr(arena, "fit", noted)
+    ticks = queue.SimpleQueue()
+    for filtered in False, True:
+        run = Run("sft", noise=0.5, recipe=SHORT, made_wrong=1.0, filtered=filtered)
+        arena.run_job(0, run, cache, ticks)
+    everything, kept = seen
+    assert kept == arena.filtered(everything) and 0 < len(kept) < len(everything)
+
+    # The bar hears of as many updates as it was told to expect.
+    heard = [ticks.get() for _ in range(ticks.qsize())]
+    assert sum(heard) == 2 * SHORT.updates(arena.N_TRAIN)
+
+
+def test_made_negatives_are_wrong_as_often_as_they_are_told_to_be():
+    questions = fine_tuning_questions(0)
+    for share in 0.0, 0.35, 1.0:
+        wrong = asked = 0
+        for q, pool in zip(questions, arena.made_negatives(0, share, 6), strict=True):
+            assert len(pool) == 6 and set(pool) <= {q.right, q.wrong}
+            if q.disputed:
+                asked += 6
+                wrong += pool.count(q.wrong)
+            else:
+                assert q.wrong not in pool
+        sd = (share * (1 - share) / asked) ** 0.5
+        assert abs(wrong / asked - share) <= 4 * sd
 
 
 def test_marks_are_what_sampling_would_give(tokenizer, cache):
@@ -107,7 +165,7 @@ def test_marks_are_what_sampling_would_give(tokenizer, cache):
     assert marks["right"] + marks["wrong"] + marks["garbage"] == pytest.approx(1)
 
 
-def test_a_run_is_a_function_of_its_seed_and_its_arguments(cache):
+def test_a_run_is_a_function_of_its_seed_and_its_arguments(cache, capfd):
     run = Run("dft", recipe=SHORT)
     runs = {"a": run, "b": run, "noisy": replace(run, noise=0.3)}
     base, results = run_all(runs, [0, 1], cache)
@@ -117,6 +175,9 @@ def test_a_run_is_a_function_of_its_seed_and_its_arguments(cache):
             del of_one_seed["seconds"]
         marks.append(results[label])
     assert marks[0] == marks[1] != marks[2] and marks[0][0] != marks[0][1]
+
+    # These base models have read far too little, and it is said.
+    assert "the base model of seed 1 is not fit" in capfd.readouterr().err
     for b, m in zip(base, results["a"], strict=True):
         assert m["good_logp_change"] == pytest.approx(m["good_logp"] - b["good_logp"])
         assert m["curve"][0][0] == 0 and m["curve"][-1][0] == SHORT.updates(arena.N_TRAIN)

@@ -1,5 +1,6 @@
 """The base model: trained once, and again only when something changed that it depends on."""
 
+import random
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def copy_of_the_package(folder, changed=None, change=None):
 
 
 def test_the_base_model_is_trained_once_and_a_damaged_cache_is_made_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(small, "STEPS", 2)
+    monkeypatch.setattr(small, "COURSES", (2,))
     ticks = []
     first, _ = small.base_model(5, tmp_path, lambda: ticks.append(1))
     again, _ = small.base_model(5, tmp_path, lambda: ticks.append(1))
@@ -44,6 +45,49 @@ def test_the_base_model_is_trained_once_and_a_damaged_cache_is_made_anew(tmp_pat
     for other in again, anew:
         parameters = dict(other.named_parameters())
         torch.testing.assert_close(parameters, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("fitnesses, updates", [([0.99], 2), ([0.9, 0.99], 5), ([0.9, 0.9], 5)])
+def test_a_base_model_is_trained_until_it_is_fit(fitnesses, updates, tmp_path, monkeypatch):
+    monkeypatch.setattr(small, "COURSES", (2, 3))
+    monkeypatch.setattr(small, "fitness", lambda *_: fitnesses.pop(0))
+    ticks = []
+    small.base_model(0, tmp_path, lambda: ticks.append(1))
+    assert len(ticks) == updates and not fitnesses
+
+
+def test_fitness_is_the_lesser_of_copying_and_reversing(monkeypatch):
+    """Against a model that is asked nothing: log-probs are given by hand."""
+    model, tokenizer = train_a_little(0, 1), byte_tokenizer(tasks.WORDS)
+
+    def given(p_known, p_reversed):
+        def logps(_, batch):
+            p = p_reversed
+            if len(batch.mask) == 2:
+                p = p_known / 2             # half of it on the right answer, half on the wrong
+            n = batch.mask.sum(-1, keepdim=True)
+            return p.log() * batch.mask / n
+        return logps
+
+    for known, backwards in ((0.9, 0.5), (0.3, 1.0)):
+        p = torch.tensor(known), torch.tensor(backwards)
+        monkeypatch.setattr(small, "batch_logps", given(*p))
+        assert small.fitness(model, tokenizer, 0) == pytest.approx(min(known, backwards))
+
+
+def test_a_model_is_looked_at_with_questions_that_no_exam_asks(monkeypatch):
+    model, tokenizer = train_a_little(0, 1), byte_tokenizer(tasks.WORDS)
+    asked = []
+
+    def noted(tokenizer, index, prompt, answers):
+        asked.append(prompt)
+        return original(tokenizer, index, prompt, answers)
+
+    original = tasks.as_example
+    monkeypatch.setattr(tasks, "as_example", noted)
+    small.fitness(model, tokenizer, 0)
+    _, test = tasks.all_questions(random.Random(0))
+    assert len(asked) == 2 * small.N_LOOK and not set(asked) & {q.prompt() for q in test}
 
 
 @pytest.mark.parametrize("name", small.MADE_BY)

@@ -69,7 +69,7 @@ def test_a_pool_that_another_run_is_drawing_is_refused(folder, pairs, tmp_path, 
 
 
 def test_two_that_want_one_base_model_train_it_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(small, "STEPS", 2)
+    monkeypatch.setattr(small, "COURSES", (2,))
     path = small.base_path(3, tmp_path)
 
     def tick():
@@ -191,7 +191,7 @@ def test_a_checkpoint_of_other_shapes_or_numbers_is_refused(
 def test_a_cached_base_model_of_other_shapes_or_numbers_is_made_anew(
     tmp_path, monkeypatch, damage
 ):
-    monkeypatch.setattr(small, "STEPS", 1)
+    monkeypatch.setattr(small, "COURSES", (1,))
     first, _ = small.base_model(5, tmp_path)
     path = small.base_path(5, tmp_path)
     good = load_file(path)
