@@ -269,10 +269,10 @@ print(tokenizer.decode(story))
 
 # %% [markdown]
 # ## The picture
-# On the left you see what one head of the third layer looks at: each row is a token, and the
+# On the left you see what one head of the second layer looks at: each row is a token, and the
 # brighter a cell, the more of its attention goes there. Above the diagonal all is empty, since
-# nobody sees what comes behind. This head looks one token back, nearly always: it tells each token
-# what stands before it. “girl” is three tokens here, and only such heads can put them together.
+# nobody sees what comes behind. This head mostly looks one token back: it tells each token what
+# stands before it. “girl” is three tokens here, and such heads are what puts them together.
 #
 # On the right we ask every layer too early. The stream after each layer is put through the last
 # norm and the head, as if the model ended there: how likely is “Lily”, and what is the first choice?
@@ -283,7 +283,9 @@ early = [distribution(x)[-1] for x in streams]                          # (V,) e
 chances = [float(row[lily]) for row in early]
 favourites = [tokenizer.decode([int(row.argmax())]).strip() for row in early]
 name = tokenizer.decode([lily]).strip()
-check.show(pictures.gpt(pieces, attention[2][1], name, chances, favourites), "01")
+back = attention[1][3].diagonal(-1).mean()
+print(f"this head spends {back:.0%} of its attention on the token just before")
+check.show(pictures.gpt(pieces, attention[1][3], name, chances, favourites), "01")
 
 # %%
 first_at = next(n for n, favourite in enumerate(favourites) if favourite == name)

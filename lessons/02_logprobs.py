@@ -33,9 +33,9 @@ model, tokenizer = check.base_model(args)
 
 # %% [markdown]
 # ## What it has read
-# The small GPT has two layers and 0.1 million parameters. It has read 38,400 short texts, each of
-# them a prompt and an answer. There are two kinds. Some ask to reverse four digits. The others ask
-# which of two numbers is bigger, and the answer states the comparison. These are answered by
+# The small GPT has two layers and 0.1 million parameters. It has read some 64,000 short texts, each
+# of them a prompt and an answer. There are two kinds. Some ask to reverse four digits. The others
+# ask which of two numbers is bigger, and the answer states the comparison. These are answered by
 # ordinary people, by a Sage, who is mostly right, and by a Troll, who is mostly wrong. Nobody tells
 # the model who can be trusted, or that there is such a thing as a right answer.
 #

@@ -27,12 +27,15 @@ from pathlib import Path
 import torch
 
 from lessons.graders.ground import (
+    adamw,
     backward,
     causal_mask,
     log_softmax,
+    norm_backward,
     push,
     rotate,
     score,
+    softmax_backward,
     unlikelihood,
 )
 from lessons.graders.methods import BUGS, asft, bug_hunt, planted, prefix, silent_bug
@@ -138,10 +141,13 @@ def stopped(error: Exception) -> Callable:
 def solution_of(lesson: Path) -> str:
     """The source of a lesson's solutions, on the lines that it has in the file.
 
-    They stand between the comments `# region Solution` and `# endregion` at its end.
+    They stand between the comments `# region Solution` and `# endregion` at its end. A lesson that
+    is still being written may have none.
     """
     source = lesson.read_text(encoding="utf-8")
     found = re.search(r"^# region Solution.*?\n(.*?)^# endregion", source, re.DOTALL | re.MULTILINE)
+    if found is None:
+        return ""
     lines_before = source[: found.start(1)].count("\n")
     return "\n" * lines_before + found[1]
 

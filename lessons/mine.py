@@ -71,6 +71,32 @@ def unlikelihood(logps, wanted):
 # ------------------------------------------------------------------------------------- 04: Backward
 
 
+def norm_backward(d_y, x, w, eps):
+    """The way back through RMSNorm: d_x (L, C) and d_w (C,).
+
+    d_y (L, C) slope of the loss in the norm's output, x (L, C) its input, w (C,) its weights
+    Hint: u = x / r, d_u = d_y · w, and d_x = (d_u − u · mean of d_u · u) / r, a mean per token.
+    """
+    return ..., ...
+
+
+def softmax_backward(d_p, p):
+    """The way back through softmax: d_s, of the same shape as d_p and p (…, L).
+
+    Hint: p · (d_p − Σ d_p p), and the sum runs over the last axis.
+    """
+    return ...
+
+
+def adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay):
+    """Update number t = 1, 2, … of AdamW: the new w, m and v. Change nothing in place.
+
+    w a weight tensor, g its gradient, m and v the running means so far, all of one shape
+    Hint: m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ), and ε is added to the root.
+    """
+    return ..., ..., ...
+
+
 # -------------------------------------------------------------------------------------- 05: Imitate
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from decimal import Decimal, localcontext
 
 import torch
+from torch import Tensor
 
 from lessons.judge import grade
 
@@ -268,6 +269,160 @@ def unlikelihood(function: Callable) -> str:
         "unwanted tokens weigh nothing in your answer: you left out their part of the loss.":
             mistaken(torch.zeros_like),
     }}, "1 on what you want; on the rest a push that fades with p. Lesson 06 meets it again.")
+
+
+# ------------------------------------------------------------------------------------- 04: backward
+
+
+def slopes(f: Callable, x: Tensor, step: float = 1e-5) -> Tensor:
+    """∂f/∂x by central differences, one number of x at a time."""
+    slope = torch.empty_like(x)
+    for place in itertools.product(*map(range, x.shape)):
+        nudge = torch.zeros_like(x)
+        nudge[place] = step
+        slope[place] = (f(x + nudge) - f(x - nudge)) / (2 * step)
+    return slope
+
+
+def norm_backward(function: Callable) -> str:
+    """d_x (L, C) and d_w (C,) of RMSNorm, of d_y (L, C), x (L, C), w (C,) and ε."""
+    draw = torch.Generator().manual_seed(4)
+    cases = []
+    for L, C, eps in (3, 5, 1e-5), (4, 2, 0.3):
+        d_y, x = torch.randn(2, L, C, generator=draw, dtype=torch.float64)
+        cases.append((d_y, 2 * x, torch.rand(C, generator=draw, dtype=torch.float64) + 0.5, eps))
+
+    def loss(d_y, x, w, eps):
+        return (d_y * x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * w).sum()
+
+    def differences(d_y, x, w, eps) -> dict:
+        return {"d_x": slopes(lambda x: loss(d_y, x, w, eps), x),
+                "d_w": slopes(lambda w: loss(d_y, x, w, eps), w)}
+
+    def parts(d_y, x, w, eps):
+        r = (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+        return x / r, d_y * w, r
+
+    def d_x(of: Callable) -> Callable:
+        """A mistake made of u, d_u and r."""
+        return lambda d_y, x, w, eps: of(*parts(d_y, x, w, eps))
+
+    return grade(function, cases, differences, {
+        "d_x": {
+            "the second way is missing: x_c also changes r, which divides all numbers of its token.":
+                d_x(lambda u, d_u, r: d_u / r),
+            "the division by r is missing.":
+                d_x(lambda u, d_u, r: d_u - u * (d_u * u).mean(-1, keepdim=True)),
+            "the sum over i is to be divided by C: it is a mean.":
+                d_x(lambda u, d_u, r: (d_u - u * (d_u * u).sum(-1, keepdim=True)) / r),
+            "the mean runs over all tokens. Each token is normalised by itself: over dim −1.":
+                d_x(lambda u, d_u, r: (d_u - u * (d_u * u).mean()) / r),
+            "the sign of the second term: it takes out the part of d_u along u.":
+                d_x(lambda u, d_u, r: (d_u + u * (d_u * u).mean(-1, keepdim=True)) / r),
+            "the second term has x where u = x / r belongs.":
+                d_x(lambda u, d_u, r: (d_u - u * r * (d_u * u * r).mean(-1, keepdim=True)) / r),
+            "w is missing: d_u is d_y · w.":
+                lambda d_y, x, w, eps: d_x(
+                    lambda u, d_u, r: (d_u - u * (d_u * u).mean(-1, keepdim=True)) / r,
+                )(d_y, x, torch.ones_like(w), eps),
+        },
+        "d_w": {
+            "that is Σ d_y x. The norm multiplies w by u = x / r.":
+                lambda d_y, x, w, eps: (d_y * x).sum(0),
+            "that is a mean over the tokens. The influences of a weight add up.":
+                lambda d_y, x, w, eps: (d_y * parts(d_y, x, w, eps)[0]).mean(0),
+            "w itself does not belong in it: y is linear in w.":
+                lambda d_y, x, w, eps: (d_y * w * parts(d_y, x, w, eps)[0]).sum(0),
+        },
+    }, "the part along u is gone. Making a vector longer changes nothing behind a norm.")
+
+
+def softmax_backward(function: Callable) -> str:
+    """d_s (…, L) of p = softmax(s), of d_p and p."""
+    draw = torch.Generator().manual_seed(5)
+    cases = []
+    for shape in (2, 4), (3, 2, 5):
+        d_p, s = torch.randn(2, *shape, generator=draw, dtype=torch.float64)
+        s[..., -1] = -math.inf                      # a place that may not be seen
+        cases.append((d_p, s.softmax(-1)))
+
+    def by_definition(d_p, p) -> dict:
+        """Through the whole table of ∂p_i/∂s_j, of each row."""
+        table = torch.diag_embed(p) - p[..., :, None] * p[..., None, :]
+        return {"d_s": (d_p[..., None, :] @ table)[..., 0, :]}
+
+    return grade(function, cases, by_definition, {"d_s": {
+        "the sum is missing: p_i falls when any other place rises.": lambda d_p, p: p * d_p,
+        "the factor p_j in front is missing.":
+            lambda d_p, p: d_p - (d_p * p).sum(-1, keepdim=True),
+        "you subtracted the plain sum of d_p. Each is weighted by how much it is looked at, p_i.":
+            lambda d_p, p: p * (d_p - d_p.sum(-1, keepdim=True)),
+        "you subtracted the plain mean of d_p. Each is weighted by how much it is looked at, p_i.":
+            lambda d_p, p: p * (d_p - d_p.mean(-1, keepdim=True)),
+        "the sum runs over everything. Every row is a distribution of its own: over dim −1.":
+            lambda d_p, p: p * (d_p - (d_p * p).sum()),
+        "that is the way back through *log*-softmax: d − p Σ d.":
+            lambda d_p, p: d_p - p * d_p.sum(-1, keepdim=True),
+    }}, "better than what is seen on average: look at it more.")
+
+
+def adamw(function: Callable) -> str:
+    """The new w, m and v of one update of AdamW."""
+    draw = torch.Generator().manual_seed(6)
+    cases = []
+    for t, lr, beta1, beta2, eps, decay in ((1, 0.1, 0.9, 0.95, 1e-3, 0.2),
+                                            (7, 0.02, 0.8, 0.99, 1e-2, 0.0)):
+        w, g, m = torch.randn(3, 2, 3, generator=draw, dtype=torch.float64)
+        v = torch.rand(2, 3, generator=draw, dtype=torch.float64)
+        if t == 1:
+            m, v = torch.zeros_like(m), torch.zeros_like(v)
+        cases.append((w, g, m, v, t, lr, beta1, beta2, eps, decay))
+
+    def update(w, g, m, v, t, lr, b1, b2, eps, decay, b1_hat=None, b2_hat=None, root=None,
+               of_decay=None) -> dict:
+        """Number by number, with other corrections, another root or another decay if given."""
+        new_m, new_v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        m_hat = new_m / (1 - b1**t if b1_hat is None else b1_hat)
+        v_hat = new_v / (1 - b2**t if b2_hat is None else b2_hat)
+        below = v_hat.sqrt() + eps if root is None else root(v_hat, eps)
+        shrink = decay * w if of_decay is None else of_decay(decay, w, lr)
+        return {"w": w - lr * (m_hat / below + shrink), "m": new_m, "v": new_v}
+
+    def mistaken(**changes) -> Callable:
+        return lambda *inputs: update(*inputs, **changes)["w"]
+
+    return grade(function, cases, update, {
+        "w": {
+            "you walked with the gradient: training goes against it.":
+                lambda *inputs: 2 * inputs[0] - update(*inputs)["w"],
+            "m̂ and v̂ are missing: both means start at 0 and are too small at first.":
+                mistaken(b1_hat=1, b2_hat=1),
+            "m̂ is missing, m / (1 − β₁ᵗ).": mistaken(b1_hat=1),
+            "v̂ is missing, v / (1 − β₂ᵗ).": mistaken(b2_hat=1),
+            "the corrections lack the power: 1 − βᵗ, and t is the number of the update.":
+                lambda *inputs: update(*inputs, b1_hat=1 - inputs[6], b2_hat=1 - inputs[7])["w"],
+            "ε stands under the root. It is added to the root of v̂.":
+                mistaken(root=lambda v_hat, eps: (v_hat + eps).sqrt()),
+            "the root is missing: m̂ is divided by √v̂ + ε.":
+                mistaken(root=lambda v_hat, eps: v_hat + eps),
+            "the decay is missing: lr · decay · w is subtracted as well.":
+                mistaken(of_decay=lambda decay, w, lr: 0 * w),
+            "the decay lacks the learning rate: lr multiplies the whole bracket.":
+                mistaken(of_decay=lambda decay, w, lr: decay * w / lr),
+            "the decay went into the gradient. In Adam*W* it stays outside of both means.":
+                lambda w, g, *rest: update(w, g + rest[-1] * w, *rest[:-1], 0.0)["w"],
+        },
+        "m": {"β₁ and 1 − β₁ are swapped: the old mean keeps the larger share.":
+              lambda w, g, m, v, t, lr, b1, *rest: (1 - b1) * m + b1 * g,
+              "that is m̂. Return m itself, as it is kept for the next update.":
+              lambda w, g, m, v, t, lr, b1, *rest: (b1 * m + (1 - b1) * g) / (1 - b1**t)},
+        "v": {"v is a mean of the *squares* of the gradients.":
+              lambda w, g, m, v, t, lr, b1, b2, *rest: b2 * v + (1 - b2) * g,
+              "β₂ and 1 − β₂ are swapped: the old mean keeps the larger share.":
+              lambda w, g, m, v, t, lr, b1, b2, *rest: (1 - b2) * v + b2 * g**2,
+              "that is v̂. Return v itself, as it is kept for the next update.":
+              lambda w, g, m, v, t, lr, b1, b2, *rest: (b2 * v + (1 - b2) * g**2) / (1 - b2**t)},
+    }, "a step of the size of the learning rate, whatever the size of the gradient.")
 
 
 # ------------------------------------------------------------------------- 12: the chunked backward

@@ -25,14 +25,14 @@ def gpt(pieces, seen, name, chances, favourites):
     heat.imshow(seen.masked_fill(~visible, math.nan).numpy(), cmap="viridis", vmin=0, vmax=1)
     heat.set_xticks(range(len(pieces)), pieces, rotation=60, ha="right")
     heat.set_yticks(range(len(pieces)), pieces)
-    heat.set(title="What a head of layer 3 looks at", xlabel="is looked at", ylabel="looks")
+    heat.set(title="What a head of layer 2 looks at", xlabel="is looked at", ylabel="looks")
     heat.spines[["top", "right"]].set_visible(False)
 
     layers = range(len(chances))
     line.plot(layers, chances, "o-", color=plot.COLOR["dft"], linewidth=2.4)
     for n in layers:
-        line.annotate(f"“{favourites[n]}”", (n, chances[n]), xytext=(0, 12),
-                      textcoords="offset points", ha="center", fontsize=11)
+        line.annotate(f"“{favourites[n]}”", (n, chances[n]), xytext=(-6, 12),
+                      textcoords="offset points", ha="right" if n else "left", fontsize=11)
     line.set(xlabel="layers that the stream has passed", ylim=(-0.03, 1.08),
              ylabel=f"probability of “{name}” ↑",
              title="If the model ended here: the first choice, in words")
@@ -121,4 +121,38 @@ def push(names, p, rows, moves, whose):
     heat.set_yticks(range(len(rows)), labels)
     heat.set_xticks(range(len(names)), [f"“{name}”" for name in names])
     heat.set_xlabel(f"where each logit goes, by {whose}: blue up, red down")
+    return figure
+
+
+# ------------------------------------------------------------------------------------- 04: Backward
+
+
+def backward(pieces, n_prompt, lengths, gradients, moves, lr):
+    """How long the gradient is at every token in every layer, and what AdamW's first update does.
+
+    pieces     the tokens in words, of which the first n_prompt are the prompt
+    lengths    (layers + 1, L) from the top of the network down
+    gradients  (n,) sizes of the gradients of some weights
+    moves      (n,) how far these weights moved
+    lr         the learning rate
+    """
+    figure, (heat, dots) = plt.subplots(
+        1, 2, figsize=(14.5, 4.6), width_ratios=[1.9, 1], layout="constrained")
+    shown = lengths.masked_fill(lengths == 0, math.nan).numpy()
+    image = heat.imshow(shown, cmap="viridis", norm="log", aspect="auto")
+    deep = len(lengths) - 1
+    layers = [f"after layer {n}" for n in range(deep, 0, -1)]
+    heat.set_yticks(range(deep + 1), [*layers, "embeddings"])
+    heat.set_xticks(range(len(pieces)), pieces, rotation=60, ha="right")
+    heat.axvline(n_prompt - 0.5, color="#b5483a", linewidth=2)
+    heat.text(n_prompt - 0.6, -0.62, "prompt", color="#b5483a", ha="right", fontsize=12)
+    heat.text(n_prompt - 0.4, -0.62, "answer", color="#b5483a", fontsize=12)
+    figure.colorbar(image, ax=heat, label="length of the gradient", shrink=0.85)
+
+    dots.plot(gradients, moves / lr, "o", color=plot.COLOR["dft"], markersize=2.5, alpha=0.3,
+              markeredgewidth=0)
+    dots.set(xscale="log", xlim=(1e-10, 1), ylim=(-0.03, 1.15),
+             xlabel="size of a weight's gradient", ylabel="how far it moved, in learning rates",
+             title="AdamW's first update: the sign counts")
+    plot.clean(dots)
     return figure

@@ -52,8 +52,27 @@ def right_rotate(x, angles, sign=1):
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
+def right_norm_backward(d_y, x, w, eps, size=None, over=-1):
+    x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
+    r = (x.pow(2).mean(over, keepdim=True) + eps).sqrt() if size is None else size
+    return torch.autograd.grad((d_y * w * x / r).sum(), (x, w))
+
+
+def right_softmax_backward(d_p, p):
+    return p * d_p - p * (p * d_p).sum(-1, keepdim=True)
+
+
+def right_adamw(w, g, m, v, t, lr, b1, b2, eps, decay):
+    m, v = m.lerp(g, 1 - b1), v.lerp(g.square(), 1 - b2)
+    step = m / (1 - b1**t) / ((v / (1 - b2**t)).sqrt() + eps)
+    return w * (1 - lr * decay) - lr * step, m, v
+
+
 # {grader: what solves it}
 SOLVED = {
+    "norm_backward": right_norm_backward,
+    "softmax_backward": right_softmax_backward,
+    "adamw": right_adamw,
     "rotate": right_rotate,
     "causal_mask": lambda length: torch.ones(length, length).tril().bool(),
     "log_softmax": lambda z: torch.nn.functional.log_softmax(z, -1),
@@ -65,6 +84,31 @@ SOLVED = {
 
 # {grader: [(what a reader might write, a piece of what must be said)]}
 WRONG = {
+    "norm_backward": [
+        (lambda d, x, w, e: right_norm_backward(
+            d, x, w, e, (x.pow(2).mean(-1, keepdim=True) + e).sqrt()), "the second way is missing"),
+        (lambda d, x, w, e: right_norm_backward(d, x, torch.ones_like(w), e), "w is missing"),
+        (lambda d, x, w, e: right_norm_backward(d, x, w, e)[::-1], "numbers are off"),
+        (lambda d, x, w, e: (right_norm_backward(d, x, w, e)[0], (d * x).sum(0)), "Σ d_y x"),
+        (lambda d, x, w, e: (-right_norm_backward(d, x, w, e)[0], w), "d_x: right up to the sign"),
+        (lambda d, x, w, e: right_norm_backward(d, x, w, e)[0], "it should return d_x, d_w"),
+    ],
+    "softmax_backward": [
+        (lambda d, p: p * d, "the sum is missing"),
+        (lambda d, p: right_softmax_backward(d, p) / p.clamp(min=1e-30), "numbers are off"),
+        (lambda d, p: p * (d - d.sum(-1, True)), "the plain sum"),
+        (lambda d, p: p * (d - (d * p).sum()), "over everything"),
+        (lambda d, p: d - p * d.sum(-1, True), "*log*-softmax"),
+        (lambda d, p: -right_softmax_backward(d, p), "up to the sign"),
+    ],
+    "adamw": [
+        (lambda w, *x: (2 * w - right_adamw(w, *x)[0], *right_adamw(w, *x)[1:]), "walked with"),
+        (lambda w, g, m, v, t, *x: right_adamw(w, g, m, v, 10**6, *x), "m̂ and v̂ are missing"),
+        (lambda w, g, m, v, t, *x: right_adamw(w, g, m, v, 1, *x), "lack the power"),
+        (lambda w, g, *x: right_adamw(w, g + x[-1] * w, *x[:-1], 0.0), "Adam*W*"),
+        (lambda *x: right_adamw(*x[:-1], 0.0), "the decay is missing"),
+        (lambda *x: (right_adamw(*x)[0], x[1], x[3]), "w is right. m: "),
+    ],
     "rotate": [
         (lambda x, f: right_rotate(x, f, sign=-1), "the wrong way round"),
         (lambda x, f: right_rotate(x, f).roll(x.shape[-1] // 2, -1), "the wrong half"),
