@@ -157,7 +157,7 @@ print(f"by the package {theirs:.4f}; its gradients now wait in {len(autograd)} t
 #
 #     ∂r/∂x_c  =  (1/2r) · 2 x_c / C  =  x_c / (C r)  =  u_c / C      (the slope of √x is 1/(2√x))
 #     d_x[c]   =  d_u[c] / r  −  Σ_i d_u[i] · (x_i / r²) · ∂r/∂x_c    (the slope of 1/r is −1/r²)
-#              =  ( d_u[c]  −  u_c · (1/C) Σ_i d_u[i] u_i ) / r       (x_i/r = u_i, and 1/r in front)
+#              =  ( d_u[c]  −  u_c · (1/C) Σ_i d_u[i] u_i ) / r       (x_i / r = u_i)
 #
 # The last term takes out the part of d_u that points along u. It has to: making a vector longer
 # does not change its norm (nearly, because of ε), so no gradient may point in that direction. It is

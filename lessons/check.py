@@ -28,8 +28,9 @@ import torch
 
 from lessons.graders.ground import (
     adamw,
-    backward,
     causal_mask,
+    head_backward,
+    head_forward,
     log_softmax,
     norm_backward,
     push,

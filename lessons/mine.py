@@ -151,8 +151,24 @@ def bug_hunt():
 # ------------------------------------------------------------------------------- 12: The big matrix
 
 
-def backward(h, W, targets, lse, weights, chunk):
-    """h (N, C), W (V, C), targets, lse and weights (N,) → d_h (N, C), d_W (V, C), never more than `chunk` rows of logits."""
+def head_forward(h, W, targets, chunk):
+    """Log-probs (N,) and logsumexps (N,) of targets (N,), from h (N, C) and the head W (V, C).
+
+    Never more than `chunk` rows of logits are alive.
+    """
+    logps, lse = torch.empty_like(h[:, 0]), torch.empty_like(h[:, 0])
+    for i in range(0, len(h), chunk):
+        part = slice(i, i + chunk)
+        lse[part] = ...
+        logps[part] = ...
+    return logps, lse
+
+
+def head_backward(h, W, targets, lse, weights, chunk):
+    """d_h (N, C) and d_W (V, C) of loss = −Σ weights · log-prob; targets, lse, weights (N,).
+
+    Never more than a few blocks of `chunk` rows of logits are alive.
+    """
     d_h, d_W = torch.zeros_like(h), torch.zeros_like(W)
     for i in range(0, len(h), chunk):
         part = slice(i, i + chunk)

@@ -8,7 +8,8 @@ from decimal import Decimal, localcontext
 import torch
 from torch import Tensor
 
-from lessons.judge import grade
+from lessons.judge import RIGHT, WRONG, grade
+from minialign.bench.sheet import allocated
 
 # -------------------------------------------------------------------------------- 01: a GPT, opened
 
@@ -425,16 +426,86 @@ def adamw(function: Callable) -> str:
     }, "a step of the size of the learning rate, whatever the size of the gradient.")
 
 
-# ------------------------------------------------------------------------- 12: the chunked backward
+# ------------------------------------------------------------------------------- 12: the big matrix
+
+ROWS, VOCABULARY, CHUNK = 64, 2000, 2           # where memory is measured: chunks are 3 % of all
 
 
-def backward(function: Callable) -> str:
-    """d_h and d_W for loss = −Σ weights · log-prob from h (N, C), W (V, C), targets, logsumexps, weights and a chunk size."""
-    draw = torch.Generator().manual_seed(3)
+def head(N: int, C: int, V: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states, a vocabulary head, targets and weights."""
+    draw = torch.Generator().manual_seed(seed)
+    h = torch.randn(N, C, generator=draw, dtype=torch.float64)
+    W = torch.randn(V, C, generator=draw, dtype=torch.float64)
+    weights = torch.randn(N, generator=draw, dtype=torch.float64)
+    return h, W, torch.randint(V, (N,), generator=draw), weights
+
+
+def frugal(verdict: str, work: Callable) -> str:
+    """The verdict, unless the numbers are right and the peak of memory is not."""
+    if not verdict.startswith(RIGHT):
+        return verdict
+    everything = ROWS * VOCABULARY * 8          # bytes, of all logits in float64
+    peak = allocated(work)
+    if peak < 0.5 * everything:
+        return verdict
+    return (f"{WRONG}: the numbers are right, but {peak / 1e6:.1f} MB were alive at the peak. All "
+            f"logits of this test together are {everything / 1e6:.1f} MB, and a chunk of {CHUNK} "
+            f"rows {CHUNK * VOCABULARY * 8 / 1e6:.2f} MB. Work on one chunk at a time, without "
+            "autograd.")
+
+
+def head_forward(function: Callable) -> str:
+    """Log-probs and logsumexps (N,), of h (N, C), W (V, C), targets (N,) and a chunk size."""
     cases = []
     for N, C, V, chunk in (7, 3, 5, 3), (4, 2, 6, 4), (5, 4, 3, 9):
-        h, W = (torch.randn(n, C, generator=draw, dtype=torch.float64) for n in (N, V))
-        targets, weights = torch.randint(V, (N,), generator=draw), torch.randn(N, generator=draw, dtype=torch.float64)
+        h, W, targets, _ = head(N, C, V, seed=N)
+        W[1] += 300                             # logits whose exponential overflows
+        cases.append((h, W, targets, chunk))
+
+    def by_definition(h, W, targets, chunk) -> dict:
+        rows = []
+        for hidden in h:
+            z = [math.fsum(products) for products in (hidden * W).tolist()]
+            rows.append(max(z) + math.log(math.fsum(math.exp(one - max(z)) for one in z)))
+        lse = torch.tensor(rows, dtype=torch.float64)
+        return {"log-probs": (h * W[targets]).sum(-1) - lse, "logsumexps": lse}
+
+    def some_rows(keep: Callable) -> Callable:
+        """The log-probs where some rows were left out, and stay 0."""
+        def mistaken(h, W, targets, chunk):
+            kept = torch.tensor([keep(n, len(h), chunk) for n in range(len(h))])
+            return by_definition(h, W, targets, chunk)["log-probs"] * kept
+        return mistaken
+
+    verdict = grade(function, cases, by_definition, {
+        "log-probs": {
+            "these are logits. A log-prob is a logit minus the logsumexp of its row.":
+                lambda h, W, targets, chunk: (h * W[targets]).sum(-1),
+            "right up to the sign: a log-prob is the logit *minus* the logsumexp.":
+                lambda *case: -by_definition(*case)["log-probs"],
+            "every chunk looks up the targets of the first one. They are sliced like the rows.":
+                lambda h, W, targets, chunk: by_definition(
+                    h, W, targets[torch.arange(len(h)) % chunk], chunk)["log-probs"],
+            "these are probabilities. Their logarithms were asked for.":
+                lambda *case: by_definition(*case)["log-probs"].exp(),
+        },
+        "logsumexps": {
+            "that is the sum of the exponentials without its logarithm.":
+                lambda *case: by_definition(*case)["logsumexps"].exp(),
+            "that is the largest logit of each row, without the others.":
+                lambda h, W, targets, chunk: (h @ W.T).amax(-1),
+        },
+    }, "two numbers from each row, and the row is forgotten.",
+        overflow="The exponential of a large logit overflows: torch's logsumexp takes care of that.")
+    h, W, targets, _ = head(ROWS, 4, VOCABULARY, seed=0)
+    return frugal(verdict, lambda: function(h, W, targets, CHUNK))
+
+
+def head_backward(function: Callable) -> str:
+    """d_h and d_W from h (N, C), W (V, C), targets, logsumexps, weights (N,) and a chunk size."""
+    cases = []
+    for N, C, V, chunk in (7, 3, 5, 3), (4, 2, 6, 4), (5, 4, 3, 9):
+        h, W, targets, weights = head(N, C, V, seed=N)
         cases.append((h, W, targets, (h @ W.T).logsumexp(-1), weights, chunk))
 
     def loss(h, W, targets, weights):
@@ -442,20 +513,17 @@ def backward(function: Callable) -> str:
         return -(weights * (z.gather(1, targets[:, None])[:, 0] - z.logsumexp(-1))).sum()
 
     def differences(h, W, targets, lse, weights, chunk) -> dict:
-        slopes = {}
-        for name, x in ("d_h", h), ("d_W", W):
-            slopes[name] = torch.empty_like(x)
-            for place in itertools.product(*map(range, x.shape)):
-                ends = []
-                for step in 1e-5, -1e-5:
-                    moved = x.clone()
-                    moved[place] += step
-                    ends.append(loss(moved, W, targets, weights) if x is h else loss(h, moved, targets, weights))
-                slopes[name][place] = (ends[0] - ends[1]) / 2e-5
-        return slopes
+        return {"d_h": slopes(lambda h: loss(h, W, targets, weights), h),
+                "d_W": slopes(lambda W: loss(h, W, targets, weights), W)}
 
-    def mistaken(name, d_logits=lambda p, onehot, w, chunk: w[:, None] * (p - onehot), rows=lambda N, chunk: range(N)):
-        """The gradient `name` of the big matrices, with other d_logits or summed over other rows."""
+    def push_down(p, onehot, w, chunk):
+        return w[:, None] * (p - onehot)
+
+    def every_row(N, chunk):
+        return range(N)
+
+    def mistaken(name, d_logits=push_down, rows=every_row):
+        """The gradient `name`, with other d_logits or summed over other rows."""
         def value(h, W, targets, lse, weights, chunk):
             onehot = torch.eye(len(W), dtype=W.dtype)[targets]
             d = d_logits((h @ W.T - lse[:, None]).exp(), onehot, weights, chunk)
@@ -466,20 +534,27 @@ def backward(function: Callable) -> str:
 
     def both(name):
         return {
-            "right up to the sign: weights are minus the slope of the loss, so d_logits = weights · (softmax − onehot).":
+            "right up to the sign: weights are minus the slope of the loss, so "
+            "d_z = weights · (softmax − onehot).":
                 mistaken(name, lambda p, onehot, w, chunk: -w[:, None] * (p - onehot)),
             "the weights are missing.": mistaken(name, lambda p, onehot, w, chunk: p - onehot),
             "every chunk uses the weights of the first one. They are sliced like the rows.":
-                mistaken(name, lambda p, onehot, w, chunk: w[torch.arange(len(w)) % chunk, None] * (p - onehot)),
-            "the one-hot rows are missing.": mistaken(name, lambda p, onehot, w, chunk: w[:, None] * p),
+                mistaken(name, lambda p, onehot, w, chunk:
+                         w[torch.arange(len(w)) % chunk, None] * (p - onehot)),
+            "the one-hot rows are missing.":
+                mistaken(name, lambda p, onehot, w, chunk: w[:, None] * p),
             "the last chunk is left out where it is shorter than the others.":
                 mistaken(name, rows=lambda N, chunk: range(N // chunk * chunk)),
             "only the first chunk is there. Did the loop end early?":
                 mistaken(name, rows=lambda N, chunk: range(min(chunk, N))),
         }
 
-    return grade(function, cases, differences, {
+    last = "only the last chunk is in it. It is a sum over all rows, so chunks add to it."
+    verdict = grade(function, cases, differences, {
         "d_h": both("d_h"),
-        "d_W": {"only the last chunk is in it. It is a sum over all rows, so chunks add to it.":
-                mistaken("d_W", rows=lambda N, chunk: range((N - 1) // chunk * chunk, N)), **both("d_W")},
-    }, "every row once, whatever the chunk. A vocabulary of any size now fits.")
+        "d_W": {last: mistaken("d_W", rows=lambda N, chunk: range((N - 1) // chunk * chunk, N)),
+                **both("d_W")},
+    }, "every row once, whatever the chunk, and the matrix never whole.")
+    h, W, targets, weights = head(ROWS, 4, VOCABULARY, seed=0)
+    lse = (h @ W.T).logsumexp(-1)
+    return frugal(verdict, lambda: function(h, W, targets, lse, weights, CHUNK))

@@ -31,9 +31,9 @@ def gpt(pieces, seen, name, chances, favourites):
     layers = range(len(chances))
     line.plot(layers, chances, "o-", color=plot.COLOR["dft"], linewidth=2.4)
     for n in layers:
-        line.annotate(f"“{favourites[n]}”", (n, chances[n]), xytext=(-6, 12),
-                      textcoords="offset points", ha="right" if n else "left", fontsize=11)
-    line.set(xlabel="layers that the stream has passed", ylim=(-0.03, 1.08),
+        line.annotate(f"“{favourites[n]}”", (n, chances[n]), xytext=(-8, 12),
+                      textcoords="offset points", ha="center", fontsize=11)
+    line.set(xlabel="layers that the stream has passed", ylim=(-0.03, 1.08), xlim=(-0.5, None),
              ylabel=f"probability of “{name}” ↑",
              title="If the model ended here: the first choice, in words")
     line.set_xticks(list(layers))
@@ -60,8 +60,9 @@ def logprobs(prompt, answers, logps, totals, whose, said, read):
         for column, name in enumerate([*text, "end"]):
             token_cell(strips, column, -row, name, numbers[column])
         chance = math.exp(totals[row])
-        strips.text(width + 0.2, 0.43 - row, f"Σ {totals[row]:.2f}   P = {chance:.2g}",
-                    va="center", fontsize=12)
+        total = f"{totals[row]:.2f}".replace("-", "−")
+        strips.text(width + 0.2, 0.43 - row, f"Σ {total}   P = {chance:.2g}", va="center",
+                    fontsize=12)
     strips.set(xlim=(0, width + 2.6), ylim=(1 - len(answers), 1),
                title=f"One question, “{prompt.strip()}”: log-prob of each token, Σ by {whose}")
     strips.axis("off")
@@ -155,4 +156,48 @@ def backward(pieces, n_prompt, lengths, gradients, moves, lr):
              xlabel="size of a weight's gradient", ylabel="how far it moved, in learning rates",
              title="AdamW's first update: the sign counts")
     plot.clean(dots)
+    return figure
+
+
+# ------------------------------------------------------------------------------- 12: The big matrix
+
+
+def big_matrix(everything, runs, best, whose, floor):
+    """Memory over time, with all logits at once and in chunks, and the peak by size of the chunk.
+
+    everything  (line, peak, seconds, …) of the run with all logits at once; a line is a list of
+                (seconds, megabytes)
+    runs        {chunk: the same}
+    best        the chunk to draw on the left
+    whose       who wrote the chunked passes
+    floor       megabytes of the head and its gradient
+    """
+    blue, grey = plot.COLOR["dft"], "#a6a6a6"
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12, 4.3), width_ratios=[1.7, 1], sharey=True, layout="constrained")
+    top = everything[1]
+    for (line, peak, *_), color, name in ((everything, grey, "all logits at once"),
+                                          (runs[best], blue, f"{whose}, {best} rows at a time")):
+        moments, levels = zip(*line, strict=True)
+        left.fill_between(moments, levels, step="post", color=color, linewidth=0)
+        left.text(moments[-1], peak + 0.01 * top, name, color=color, fontsize=12,
+                  fontweight="bold", ha="right")
+    left.set(xlabel="seconds: forward, then backward", ylabel="megabytes alive ↓", xlim=(0, None),
+             ylim=(0, 1.1 * top))
+    left.set_title("The same gradient, with and without the big matrix", loc="left")
+
+    chunks = list(runs)
+    right.plot(chunks, [runs[chunk][1] for chunk in chunks], "o-", color=blue, linewidth=2)
+    for level, color, name in ((top, grey, f"all at once, {everything[2]:.2g} s"),
+                               (floor, blue, "the head and its gradient")):
+        right.axhline(level, color=color, linewidth=1.5, linestyle="--")
+        right.text(chunks[0], level + 0.01 * top, name, color=color)
+    for chunk in chunks:
+        right.annotate(f"{runs[chunk][2]:.2g} s", (chunk, runs[chunk][1]), xytext=(0, 8),
+                       textcoords="offset points", ha="center")
+    right.set(xscale="log", xlabel="rows at a time", title="peak")
+    right.set_xticks(chunks, chunks)
+    right.minorticks_off()
+    for axes in left, right:
+        plot.clean(axes)
     return figure

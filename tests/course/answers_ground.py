@@ -35,11 +35,17 @@ def chunked_backward(
             break
         w = weights[: len(h[part])] if first_weights else weights[part]
         d_z = w[:, None] * (
-            (h[part] @ W.T - lse[part, None]).exp() - torch.eye(len(W), dtype=W.dtype)[y[part]]
+            (h[part] @ W.T - lse[part, None]).exp() - torch.nn.functional.one_hot(y[part], len(W))
         )
         d_h[part] = d_z @ W
         d_W = d_z.T @ h[part] + (0 if overwrite else d_W)
     return d_h, d_W
+
+
+def right_forward(h, W, y, chunk, all_at_once=False):
+    parts = [h] if all_at_once else h.split(chunk)
+    lse = torch.cat([(part @ W.T).logsumexp(-1) for part in parts])
+    return (h * W[y]).sum(-1) - lse, lse
 
 
 def right_unlikelihood(logps, wanted, odds=lambda l: 1 / torch.special.expm1(-l)):
@@ -79,7 +85,8 @@ SOLVED = {
     "unlikelihood": right_unlikelihood,
     "score": lambda *row: sum(logp for logp, here, _ in right_score(*row) if here),
     "push": right_push,
-    "backward": right_backward,
+    "head_forward": right_forward,
+    "head_backward": chunked_backward,
 }
 
 # {grader: [(what a reader might write, a piece of what must be said)]}
@@ -201,7 +208,15 @@ WRONG = {
         (lambda z, y, w: w[:, None] * (z.exp() / z.exp().sum(1, True)), "inf or a nan"),
         (lambda z, y, w: w * (z.softmax(-1) - torch.eye(z.shape[1])[y]), "RuntimeError"),
     ],
-    "backward": [
+    "head_forward": [
+        (lambda *x: right_forward(*x, all_at_once=True), "alive at the peak"),
+        (lambda h, W, y, chunk: ((h * W[y]).sum(-1), right_forward(h, W, y, chunk)[1]), "logits"),
+        (lambda *x: right_forward(*x)[::-1], "numbers are off"),
+        (lambda *x: (right_forward(*x)[0], right_forward(*x)[1].exp()), "without its logarithm"),
+        (lambda *x: (right_forward(*x)[0].exp(), 0), "these are probabilities"),
+    ],
+    "head_backward": [
+        (right_backward, "the numbers are right, but"),
         (lambda *x: tuple(-d for d in right_backward(*x)), "d_h: right up to the sign"),
         (
             lambda *x: (right_backward(*x)[0], -right_backward(*x)[1]),
