@@ -214,7 +214,8 @@ for block in model.model["layers"]:
     block.register_forward_hook(lambda block, inputs, output: outputs.append(output[0]))
 with torch.no_grad():
     logits = model.logits(batch)[0]                                     # (L, V)
-print(f"after layer 1: numbers up to {x.abs().max():.1f}, off by {(x - outputs[0]).abs().max():.0e}")
+off = (x - outputs[0]).abs().max()
+print(f"after layer 1: numbers up to {x.abs().max():.1f}, off by {off:.0e}")
 
 # %% [markdown]
 # ## Step 8: the other layers, and the head
@@ -275,7 +276,8 @@ print(tokenizer.decode(story))
 # stands before it. “girl” is three tokens here, and such heads are what puts them together.
 #
 # On the right we ask every layer too early. The stream after each layer is put through the last
-# norm and the head, as if the model ended there: how likely is “Lily”, and what is the first choice?
+# norm and the head, as if the model ended there. How likely is “Lily”, and what is the first
+# choice?
 
 # %%
 lily = int(p[-1].argmax())

@@ -251,8 +251,10 @@ def attention_backward(d_y, kept, n):
 # %% [markdown]
 # ## Step 8: down through all layers
 # A layer *adds* to the stream: x + attention(norm(x)). So the gradient of the stream goes past each
-# of them unchanged, and what comes back through attention or MLP is added. This is why deep networks
-# can be trained at all: there is a way from the loss to the first layer on which nothing is lost.
+# of them unchanged, and what comes back through attention or MLP is added. This is why deep
+# networks can be trained at all: there is a way from the loss to the first layer on which nothing
+# is lost.
+#
 # At the bottom, d_x of a token belongs to its row of the embedding table.
 
 # %%
@@ -292,7 +294,7 @@ assert gradient.keys() == autograd.keys()
 #
 #     m  ←  β₁ m + (1 − β₁) g                    both start at 0 …
 #     v  ←  β₂ v + (1 − β₂) g²
-#     m̂  =  m / (1 − β₁ᵗ),   v̂ = v / (1 − β₂ᵗ)   … and are too small at first, which this makes good
+#     m̂  =  m / (1 − β₁ᵗ),   v̂ = v / (1 − β₂ᵗ)   … and are too small at first: this makes it good
 #     w  ←  w − lr · ( m̂ / (√v̂ + ε) + decay · w )
 #
 # In the first update, t = 1, this gives m̂ = g and v̂ = g². So g / (|g| + ε) is left: every weight

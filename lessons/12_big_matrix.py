@@ -126,8 +126,9 @@ def package(chunk):
 
 
 def by_hand(chunk):
-    _, lse = forward(h, W, y, chunk)
-    return backward(h, W.clone(), y, lse, weights, chunk)[0]
+    hidden, head = h.clone(), W.clone()
+    _, lse = forward(hidden, head, y, chunk)
+    return backward(hidden, head, y, lse, weights, chunk)[0]
 
 
 # %%

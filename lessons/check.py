@@ -26,19 +26,14 @@ from pathlib import Path
 
 import torch
 
-from lessons.graders.ground import (
+from lessons.graders.backward import (
     adamw,
-    causal_mask,
     head_backward,
     head_forward,
-    log_softmax,
     norm_backward,
-    push,
-    rotate,
-    score,
     softmax_backward,
-    unlikelihood,
 )
+from lessons.graders.ground import causal_mask, log_softmax, push, rotate, score, unlikelihood
 from lessons.graders.methods import BUGS, asft, bug_hunt, planted, prefix, silent_bug
 from lessons.graders.worlds import peak, propagation, success
 from lessons.judge import BLANK, RIGHT, WRONG

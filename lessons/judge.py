@@ -94,10 +94,8 @@ def what_is_wrong(
     # What somebody would get who made one of the mistakes that this exercise expects.
     for sentence, mistaken in mistakes.items():
         values = [number(mistaken(*copy.deepcopy(inputs))) for inputs in cases]
-        if all(map(fits, values, want)):
-            values = [value.broadcast_to(true.shape) for value, true in zip(values, want, strict=True)]
-            if alike(got, values, rtol):
-                return sentence
+        if all(map(fits, values, want)) and alike(got, values, rtol):
+            return sentence
 
     # Mistakes that every exercise knows.
     if not all(mine.isfinite().all() for mine in got):
@@ -138,6 +136,7 @@ def first_difference(got: list[Tensor], want: list[Tensor], rtol: float) -> str:
 
 
 def alike(a: list[Tensor], b: list[Tensor], rtol: float) -> bool:
+    """Whether all numbers agree; a number in b may stand for as many as a has."""
     return all(torch.allclose(x, y, rtol=rtol, atol=1e-6) for x, y in zip(a, b, strict=True))
 
 
