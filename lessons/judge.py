@@ -34,21 +34,24 @@ def grade(
     praise    what to say when all is right
     overflow  where to look for an inf or a nan, if this exercise has such a place
     """
-    wanted = [truth(*copy.deepcopy(inputs)) for inputs in cases]
-    names = list(wanted[0])
-
     # Ask the reader's function for its answer to every test.
-    answers = []
+    returned = []
     for inputs in cases:
         try:
-            values = function(*copy.deepcopy(inputs))
+            returned.append(function(*copy.deepcopy(inputs)))
         except Exception as error:              # whatever the reader wrote, the lesson goes on
             if "ellipsis" in str(error).lower():
                 return blank(function)
             return f"{WRONG}: your function stopped{place_of(error, function)}: {described(error)}"
-        values = as_tuple(values, len(names))
-        if any(value is None or value is ... for value in values):
+        if any(value is None or value is ... for value in as_tuple(returned[-1], 2)):
             return blank(function)
+
+    # It should have returned as many values as there are names, and numbers all of them.
+    wanted = [truth(*copy.deepcopy(inputs)) for inputs in cases]
+    names = list(wanted[0])
+    answers = []
+    for values in returned:
+        values = as_tuple(values, len(names))
         if len(values) != len(names):
             several = f"your function returns {len(values)} value(s)"
             return f"{WRONG}: {several}; it should return {', '.join(names)}."

@@ -28,10 +28,8 @@ def constant(value, several):
 
 def how_many(name):
     """How many values the answer to an exercise has: graders complain about a wrong number."""
-    for several in range(1, 6):
-        if "value(s)" not in getattr(check, name)(constant(0, several)):
-            return several
-    raise AssertionError(name)
+    complaint = getattr(check, name)(constant(0, 9))
+    return complaint.split("it should return ")[1].count(",") + 1
 
 
 @pytest.mark.parametrize("name", SOLVED)
