@@ -40,6 +40,9 @@ print(f"{sum(w.numel() for w in W.values()):,} weights in {len(W)} tensors, "
 # does is to look up a vector of C = 64 numbers for each token, a row of the *embedding table*
 # E (V, C). From here on, L tokens are a matrix x of shape (L, C). This matrix is called the
 # *stream*: all that follows reads from it and adds to it.
+#
+# “Off by”, here and below, is the largest difference between any of our numbers and the model's own.
+# Differences around 10⁻⁶ are rounding: a float32 has about seven digits.
 
 # %%
 text = "Once upon a time, there was a little girl named"
@@ -145,6 +148,9 @@ change = (later - q[-1, 0] @ k[3, 0]).abs()
 print(f"if both stood 100 positions later, their product would change by {change:.0e}")
 
 # %% [markdown]
+# The last line put both tokens 100 positions further on. Their angles are others now, and their
+# product is the same, up to rounding.
+#
 # ## Step 5: who may look at whom
 # When the model is asked for the next token, it must not know it. So a token sees itself and those
 # *before* it, and never those behind it. That is what makes training cheap: one pass over a text
@@ -296,10 +302,12 @@ print(f"Your guess? “{name}” is the first choice from layer {first_at} of {c
 
 # %% [markdown]
 # Until then the first choice is the token that has just been read: a token's vector still looks
-# most like itself. The layers before the last one were not idle. They wrote into the stream what
-# the last one needed, in directions that the head does not read.
+# most like its own embedding. Were the first four layers idle, then? Leave one of them out, and see
+# (the first thing to try below).
 #
 # ## Try
+# * In step 8, let the loop run over `(0, 1, 3, 4)`: layer 3 is left out. Does the model still know
+#   that it is Lily? Which layer can it do without?
 # * Behind exercise 2, write `visible = lambda length: torch.ones(length, length).bool()`. Which of
 #   the comparisons fail from then on? Why would a training with it teach nothing?
 # * Behind exercise 1, write `turn = lambda x, angles: x`. What does the model say now?

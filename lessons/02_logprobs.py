@@ -7,7 +7,7 @@
 # up by hand, and write the function that does it for any answer. All later lessons push these
 # numbers up and down.
 #
-# You need to know what a softmax is. Fifteen minutes; half a minute of computing the first time,
+# You need to know what a softmax is. Fifteen minutes; about a minute of computing the first time,
 # because the small GPT has to be trained once. Keep `minialign/lab/tasks.py` open beside it, and
 # later `minialign/data.py`.
 #
@@ -48,7 +48,7 @@ rng = random.Random(1)
 for i in range(5):
     prompt, answer = tasks.base_text(rng, train)
     example = tasks.as_example(tokenizer, i, prompt, [answer])
-    print(f"{prompt + answer:26} {example.prompt} | {example.answers[0]}")
+    print(f"{prompt + answer:28} {example.prompt} | {example.answers[0]}")
 
 # %% [markdown]
 # Most ordinary people in these texts compare decimals like version numbers: 11 is more than 9, so

@@ -331,8 +331,9 @@ fit_moved = torch.cat([(after[name].detach() - W[name]).flatten() for name in na
 apart = (ours_moved - fit_moved).abs()
 print(f"{len(apart):,} weights moved by {fit_moved.abs().mean():.1e} on average; "
       f"ours and fit's are at most {apart.max():.0e} apart")
-print(f"{int((apart > 1e-6).sum())} of them are more than 1e-6 apart; their gradients are below "
-      f"{flat_gradient[apart > 1e-6].abs().max():.0e}")
+large = flat_gradient.abs() > 1e-6
+print(f"where the gradient is larger than 1e-6, in {int(large.sum()):,} of them, "
+      f"they are at most {apart[large].max():.0e} apart")
 
 # %% [markdown]
 # Only where a gradient is itself no more than rounding can the two disagree, because the first

@@ -159,12 +159,12 @@ def is_right(verdict: str) -> bool:
 def base_model(args, seed: int = 0):
     """The small GPT before any fine-tuning, and its tokenizer.
 
-    It is trained in half a minute the first time, and then comes from out/cache. With --fast it has
+    It is trained in about a minute the first time, and then comes from out/cache. With --fast it has
     read a sixteenth of what it should have, and knows little.
     """
     if not args.fast:
         if not small.base_path(seed, CACHE).exists():
-            print("training the small GPT, about half a minute; next time it comes from out/cache")
+            print("training the small GPT, about a minute; next time it comes from out/cache")
         return small.base_model(seed, CACHE)
     model, tokenizer = hasty_model(seed)
     return copy.deepcopy(model), tokenizer

@@ -50,7 +50,7 @@ def rotate(function: Callable) -> str:
         "nothing is turned: this is x itself.": lambda x, angles: x,
         "sine and cosine are swapped: by an angle of 0 nothing should move.":
             lambda x, angles: as_complex(x, torch.pi / 2 - angles),
-    }}, "lengths stay, and products depend on distance alone. Every comparison knows it now.")
+    }}, "lengths stay, and products depend on the distance alone.")
 
 
 def causal_mask(function: Callable) -> str:
