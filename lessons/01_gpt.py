@@ -41,7 +41,7 @@ print(f"{sum(w.numel() for w in W.values()):,} weights in {len(W)} tensors, "
 # E (V, C). From here on, L tokens are a matrix x of shape (L, C). This matrix is called the
 # *stream*: all that follows reads from it and adds to it.
 #
-# “Off by”, here and below, is the largest difference between any of our numbers and the model's own.
+# “Off by”, here and below, is the largest difference between any of our numbers and the model's.
 # Differences around 10⁻⁶ are rounding: a float32 has about seven digits.
 
 # %%

@@ -31,6 +31,7 @@ from minialign.train import fused_pass
 
 args = check.options()
 mine, ours = check.mine(args), check.OURS
+rotate, causal_mask, push = ours.rotate, ours.causal_mask, ours.push    # of lessons 01 and 03
 model, tokenizer = load_model("stories260K")
 W = {name: p.detach() for name, p in model.named_parameters()}
 
@@ -85,10 +86,10 @@ def matrix(n, name):
 def forward_attention(read, n):
     """What attention of layer n adds to the stream, and what it keeps for the way back."""
     q, k, v = ((read @ matrix(n, f"self_attn.{one}_proj").T).view(L, -1, D) for one in "qkv")
-    q, k = ours.rotate(q, angles), ours.rotate(k, angles)
+    q, k = rotate(q, angles), rotate(k, angles)
     k, v = k.repeat_interleave(H // G, dim=1), v.repeat_interleave(H // G, dim=1)   # (L, H, D)
     products = torch.einsum("thd,shd->hts", q, k) / D**0.5
-    seen = products.masked_fill(~ours.causal_mask(L), -torch.inf).softmax(-1)       # (H, L, L)
+    seen = products.masked_fill(~causal_mask(L), -torch.inf).softmax(-1)       # (H, L, L)
     found = torch.einsum("hts,shd->thd", seen, v).flatten(1)                        # (L, H·D)
     kept = {"read": read, "q": q, "k": k, "v": v, "seen": seen, "found": found}
     return found @ matrix(n, "self_attn.o_proj").T, kept
@@ -134,7 +135,7 @@ h = norm(stream[-1], W["model.norm.weight"])                            # (L, C)
 z = h[source] @ E.T                                                     # (n, V)
 weights = torch.full((len(y),), 1 / len(y))
 loss = -(weights * z.log_softmax(-1).gather(1, y[:, None])[:, 0]).sum()
-d_z = ours.push(z, y, weights)                                          # (n, V): lesson 03
+d_z = push(z, y, weights)                                          # (n, V): lesson 03
 d_h = torch.zeros_like(h).index_add_(0, source, d_z @ E)                # (L, C)
 gradient = {"model.embed_tokens.weight": d_z.T @ h[source]}             # its part as the head
 print(f"loss {loss:.4f}")
@@ -242,7 +243,7 @@ def attention_backward(d_y, kept, n):
     d_q = torch.einsum("hts,shd->thd", d_products, k)
     d_k = torch.einsum("hts,thd->shd", d_products, q)
     d_k, d_v = (d.view(L, G, H // G, D).sum(2) for d in (d_k, d_v))     # (L, G, D)
-    d_q, d_k = ours.rotate(d_q, -angles), ours.rotate(d_k, -angles)
+    d_q, d_k = rotate(d_q, -angles), rotate(d_k, -angles)
     parts = zip("qkv", (d_q, d_k, d_v), strict=True)
     return sum(matrix_backward(d.flatten(1), read, n, f"self_attn.{one}_proj")
                for one, d in parts)

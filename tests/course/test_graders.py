@@ -96,7 +96,9 @@ def test_lists_and_what_torch_would_repeat_are_accepted():
 
 
 def test_only_some_exercises_have_a_place_that_overflows():
-    spoilt = lambda x: x / 0  # noqa: E731
+    def spoilt(x):
+        return x / 0
+
     assert verdict_on(spoilt) == f"{WRONG}: there is an inf or a nan in it."
     assert verdict_on(spoilt, overflow="Look there.").endswith("in it. Look there.")
 
