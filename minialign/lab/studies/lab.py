@@ -13,8 +13,6 @@ from minialign.stats import holm, table
 HOLDS, NOT, OPEN = "holds", "does not hold here", "undecided with these seeds"
 TRAINED_FOR = "if nothing counts but the questions trained for"         # a limit of a verdict
 SMALL = 0.03                            # a share of answers that we call no difference
-RATES = (2e-4, 5e-4, 1e-3)              # learning rates that a method may choose from,
-N_TUNING = 2                            # on so many seeds
 
 # A study's table: the marks of the race without the seconds, and the average of the three tasks.
 MARKS = {mark: how for mark, how in race.MARKS.items() if mark != "seconds"}
@@ -28,6 +26,16 @@ def verdict(holds: bool, fails: bool, limit: str = "") -> str:
     if holds:
         return HOLDS
     return NOT if fails else OPEN
+
+
+def in_parts(parts: dict[str, str]) -> str:
+    """The verdict on a claim of several parts, from {part: its own verdict}.
+
+    What all parts have in common is said once.
+    """
+    if len(set(parts.values())) == 1:
+        return next(iter(parts.values()))
+    return "; ".join(f"{part}: {found}" for part, found in parts.items())
 
 
 # -------------------------------------------------------------------------------- what is to be run
@@ -121,29 +129,6 @@ def with_more_marks(marks: dict) -> dict:
         more["negatives_change"] = last[4] - first[4]
         more["peak_lost"] = max(point[1] for point in marks["curve"]) - last[1]
     return more
-
-
-def tuned(lab: Lab, runs: dict[str, Run]) -> dict[str, Run]:
-    """The same runs, each at the learning rate that gives it most right answers.
-
-    It is chosen on seeds that are not judged on: the ones after the study's own.
-    """
-    seeds = [max(lab.seeds) + 1 + i for i in range(N_TUNING)]
-    tries = {}
-    for label, run in runs.items():
-        for rate in RATES:
-            tries[f"{label} {rate}"] = replace(run, recipe=replace(run.recipe, lr=rate))
-    data = lab.run(tries, seeds)
-    best = {}
-    for label in runs:
-        right = {rate: sum(data[f"{label} {rate}"]["right"]) for rate in RATES}
-        best[label] = tries[f"{label} {max(right, key=right.get)}"]
-    return best
-
-
-def rates(runs: dict[str, Run]) -> str:
-    """The learning rates of `runs`, for a sentence."""
-    return ", ".join(f"{label} {run.recipe.lr:g}" for label, run in runs.items())
 
 
 # ------------------------------------------------------------------------------------ what is found
