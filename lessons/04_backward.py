@@ -7,7 +7,7 @@
 # rule to autograd. In this lesson you do it yourself, through every layer of the model that you
 # opened in lesson 01, hold all 47 gradients against autograd's, and then take the step of the
 # optimizer. At the end every weight of the model is where `fit`, the training loop of this
-# package, would have put it.
+# package, would have put it, up to rounding.
 #
 # You need lessons 01 and 03. Thirty minutes, seconds of computing. Keep `minialign/train.py` open
 # beside it (`fused_pass`, `fit`), and at the end `minialign/optim.py`.
