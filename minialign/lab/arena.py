@@ -317,15 +317,15 @@ def run_job(seed: int, run: Run, cache: Path, ticks) -> dict:
         before = exam.grade(model)
 
     curve = [[0, *exam.point(model), *watch(model, watched)]]
-    seconds, infos = 0.0, {}
+    seconds, infos, last = 0.0, {}, recipe.updates(len(examples))
     for record in fit(model, method, examples, recipe):
         seconds += record["seconds"]
         for name in record.keys() - LOGGED:
-            infos[name] = infos.get(name, 0.0) + record[name] / recipe.updates(len(examples))
-        if record["step"] % CURVE_EVERY == 0:
+            infos[name] = infos.get(name, 0.0) + record[name] / last
+        if record["step"] % CURVE_EVERY == 0 or record["step"] == last:
             curve.append([record["step"], *exam.point(model), *watch(model, watched)])
         ticks.put(1)
-    ticks.put(recipe.updates(N_TRAIN) - recipe.updates(len(examples)))
+    ticks.put(recipe.updates(N_TRAIN) - last)
 
     after = exam.grade(model)
     changes = {f"{mark}_change": after[mark] - before[mark] for mark in LOG_PROBS}

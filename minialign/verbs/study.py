@@ -12,7 +12,9 @@ EPILOG = f"studies:\n{studies.listing()}"      # what -h says behind the flags
 class Flags:
     """Which study, on how many seeds, and where the results go."""
 
-    name: str = setting(..., "a name from the list below, or all", positional=True)
+    name: str = setting(
+        ..., "a name from the list below, or all, which leaves out writer: half an hour",
+        positional=True)
     seeds: int | None = setting(
         None, "how many seeds; 3 unless given, which fits into three minutes on two cores; the "
         "verdicts in lab/studies/README.md rest on 10", least=1)

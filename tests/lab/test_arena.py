@@ -108,7 +108,9 @@ def test_a_filtered_run_trains_on_what_the_filter_leaves(cache, monkeypatch):
     ticks = queue.SimpleQueue()
     for filtered in False, True:
         run = Run("sft", noise=0.5, recipe=SHORT, made_wrong=1.0, filtered=filtered)
-        arena.run_job(0, run, cache, ticks)
+        marks = arena.run_job(0, run, cache, ticks)
+        # A curve reaches the last update, however many there are.
+        assert marks["curve"][-1][0] == SHORT.updates(len(seen[-1]))
     everything, kept = seen
     assert kept == arena.filtered(everything) and 0 < len(kept) < len(everything)
 

@@ -3,6 +3,7 @@
 No test says how a method of the papers ought to fare.
 """
 
+import ast
 import json
 import math
 import subprocess
@@ -22,7 +23,7 @@ from minialign.lab import arena
 from minialign.lab.arena import RECIPE, Run
 from minialign.lab.race import CONTROL, TITLES, Difference
 from minialign.lab.small import tasks
-from minialign.lab.studies import STUDIES, cost, dft, exact, ift, lab, pools, tuned
+from minialign.lab.studies import STUDIES, cost, dft, exact, ift, lab, pools, rivals, tuned
 from minialign.lab.studies.lab import HOLDS, NOT, OPEN, TRAINED_FOR, Better, Lab
 from minialign.methods import METHODS, build_method
 from minialign.model import Config, Transformer
@@ -66,6 +67,10 @@ OPPOSITES = [   # study, marks by setting, verdict, and what else must change wi
      "two over one, bad persona: does not hold here; two over four, bad persona: holds; "
      "two over one, plain persona: does not hold here; two over four, plain persona: holds"),
     ("negatives", {"B 2": {"jitter": 1}}, OPEN),
+    ("filter", {"dft, 95": {"right": 0.9}, "dft, 5%": {"right": 0.5}}, HOLDS),
+    ("filter", {"dft, 95": {"right": 0.9}, "dft, 5%": {"right": 0.7}}, NOT),
+    ("filter", {}, NOT),
+    ("filter", {"dft, 50": {"right": 0.4}}, NOT),
     ("temperature", {"T 0.7": {"right": 0.9}}, HOLDS),
     ("temperature", {}, NOT),
     ("temperature", {"plain T 0.7": {"right": 0.9}}, f"bad persona: {NOT}; plain persona: holds"),
@@ -124,6 +129,13 @@ def test_the_sentence_quotes_the_numbers_and_the_picture_is_drawn(name, tmp_path
     picture = one.draw(folder=tmp_path, name=f"study_{name}")
     assert picture == tmp_path / f"study_{name}.png" and picture.stat().st_size > 10_000
     assert STUDIES[name].claim in one.report(name, STUDIES[name], Pretend(tmp_path, {}))
+
+
+def test_no_rival_is_beaten_where_none_races(tmp_path):
+    lab_ = Pretend(tmp_path, {"dft": {"right": 0.9}})
+    lab_.methods = ["sft", "dft"]
+    findings = function("methods")(lab_)
+    assert findings.verdict == HOLDS and not any("kto" in label for label in findings.data)
 
 
 def test_one_seed_decides_nothing():
@@ -372,7 +384,8 @@ def test_the_control_has_three_times_the_updates():
 def test_settings_are_chosen_by_right_answers_on_seeds_of_their_own(tmp_path, monkeypatch):
     """First the rate, then the hyper-parameters, and the best of two seeds wins at last."""
     monkeypatch.setattr(tuned, "FIELDS", {"noisy": ("sft", "simpo", "sft → dpo")})
-    first, second = {1e-4: 0.5, 2e-4: 0.6}, {1e-4: 0.9, 2e-4: 0.3}
+    first = {5e-5: 0.1, 1e-4: 0.5, 2e-4: 0.6, 5e-4: 0.3}
+    second = {1e-4: 0.9, 2e-4: 0.3}
     asked = []
 
     class Noted(Pretend):
@@ -390,8 +403,29 @@ def test_settings_are_chosen_by_right_answers_on_seeds_of_their_own(tmp_path, mo
     best = tuned.choose(Noted(tmp_path, {}))["noisy"]
     assert best == {"sft": ({}, 1e-4), "simpo": ({"beta": 8.0, "gamma": 4.0}, 2e-4),
                     "sft → dpo": ({"beta": 0.01}, 2e-4)}
-    assert asked == [(tuned.SEEDS[:1], 3 * 4), (tuned.SEEDS[:1], 3 + 2), (tuned.SEEDS[1:], 3 * 2)]
+    one, other = tuned.SEEDS[:1], tuned.SEEDS[1:]
+    assert asked == [(one, 3 * len(tuned.RATES)), (one, 3 + 2), (other, 3 * 2)]
     assert not set(tuned.SEEDS) & set(range(600))
+
+
+def test_every_setting_of_a_grid_can_be_built_and_every_rival_has_a_grid():
+    for name, grid in tuned.GRIDS.items():
+        for hyper in grid:
+            run = tuned.setting("clean", name, hyper, 1e-4)
+            assert vars(build_method(run.method, run.hyper, 4)).items() >= hyper.items()
+    for data, names in tuned.FIELDS.items():
+        assert data in tuned.DATA and set(names) <= set(tuned.GRIDS)
+    assert {"sft", "dft", "dft2", *rivals.RIVALS} <= set(tuned.FIELDS["noisy"])
+
+
+def test_tune_prints_what_can_stand_in_the_file(tmp_path, monkeypatch):
+    best = {"noisy": {"sft": ({}, 1e-05), "simpo": ({"beta": 8.0, "gamma": 4.0}, 0.0002)}}
+    monkeypatch.setattr(tuned, "choose", lambda lab: best)
+    lab_ = Pretend(tmp_path, {})
+    lab_.tune = True
+    sentence = function("methods")(lab_).sentence
+    assert ast.literal_eval(sentence.partition("CHOSEN = ")[2]) == best
+    assert lab_.seeds == list(tuned.SEEDS)
 
 
 def test_what_is_chosen_comes_from_the_grids_and_what_has_no_grid_runs_at_its_defaults():

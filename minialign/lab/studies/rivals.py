@@ -4,6 +4,7 @@ And what it says of DFT's cost beside DFT2's. In tables 2 to 4 every method runs
 was chosen for it (tuned.py); `minialign compare` shows them all at one learning rate.
 """
 
+import json
 from functools import partial
 
 from minialign.lab import plot
@@ -75,8 +76,9 @@ def methods(lab: Lab) -> Findings:
             limit=TRAINED_FOR if sft.costly else "",
         )
         over = [vs[name].right for name in rivals]
-        parts[f"over every preference method, {labels}"] = verdict(
-            all(d.above() for d in over), any(d.below() or d.within(SMALL) for d in over))
+        if over:
+            parts[f"over every preference method, {labels}"] = verdict(
+                all(d.above() for d in over), any(d.below() or d.within(SMALL) for d in over))
         tests |= sft.tests(f"dft over sft, {labels}")
         tests[f"dft over {CONTROL}, {labels}"] = control.right
         tests |= {f"dft over {name}, {labels}": vs[name].right for name in rivals}
@@ -171,7 +173,7 @@ def tune(lab: Lab) -> Findings:
     for data, settings in tuned.choose(lab).items():
         lines.append(f'    "{data}": {{')
         for name, (hyper, rate) in settings.items():
-            lines.append(f'        "{name}": ({hyper}, {rate:g}),')
+            lines.append(f'        "{name}": ({json.dumps(hyper)}, {rate:g}),')
             best[f"{data} {name}"] = tuned.setting(data, name, hyper, rate)
         lines.append("    },")
     data = lab.run(best)

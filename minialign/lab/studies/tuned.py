@@ -13,11 +13,11 @@ from itertools import product
 from minialign.lab.arena import RECIPE, Run
 from minialign.lab.race import CONDITIONS
 
-RATES = (1e-4, 2e-4, 5e-4, 1e-3)
+RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
 SEEDS = (900, 901)          # no study is judged on these
 FINALISTS = 2               # settings that run on all of SEEDS; the others are out after the first
 
-# The kinds of data on which methods compete. With "pairs" the rejected answer is the number that is
+# The kinds of data on which methods compete. With "pairs" the rejected answer is the one that is
 # not the label; otherwise the negatives are the base model's own, drawn from its bad persona.
 DATA = {
     "clean": Run("sft"),
@@ -77,6 +77,23 @@ def at_best(data: str, name: str) -> Run:
     return setting(data, name, hyper, rate)
 
 
+def measure(lab, data: str, tries: list[tuple], seeds: tuple[int, ...], right: dict) -> None:
+    """Add the right answers of these settings, summed over these seeds, to `right`.
+
+    A setting is (method, place in its grid, learning rate).
+    """
+    runs = {(name, place, rate): setting(data, name, GRIDS[name][place], rate)
+            for name, place, rate in tries}
+    measured = lab.run(runs, seeds)
+    for key in tries:
+        right[key] = right.get(key, 0.0) + sum(measured[key]["right"])
+
+
+def ranked(name: str, right: dict) -> list[tuple]:
+    """The settings of a method that have been tried, the best first."""
+    return sorted((key for key in right if key[0] == name), key=right.get, reverse=True)
+
+
 def choose(lab) -> dict[str, dict[str, tuple[dict, float]]]:
     """CHOSEN, measured anew: for every method the setting that gives most right answers.
 
@@ -85,29 +102,15 @@ def choose(lab) -> dict[str, dict[str, tuple[dict, float]]]:
     """
     chosen = {}
     for data, names in FIELDS.items():
-        right = {}                              # {(method, place in its grid, rate): right answers}
-
-        def measure(tries: list[tuple], seeds: tuple[int, ...], data=data, right=right) -> None:
-            """Add the right answers of these settings on these seeds."""
-            runs = {}
-            for name, place, rate in tries:
-                runs[name, place, rate] = setting(data, name, GRIDS[name][place], rate)
-            measured = lab.run(runs, seeds)
-            for key in tries:
-                right[key] = right.get(key, 0.0) + sum(measured[key]["right"])
-
-        def best(name: str, right=right) -> list[tuple]:
-            """The settings of a method that have been tried, the best first."""
-            return sorted((key for key in right if key[0] == name), key=right.get, reverse=True)
-
-        measure(list(product(names, [0], RATES)), SEEDS[:1])
-        others = []
+        right, others = {}, []
+        measure(lab, data, list(product(names, [0], RATES)), SEEDS[:1], right)
         for name in names:
-            rate = best(name)[0][2]
+            _, _, rate = ranked(name, right)[0]
             others += [(name, place, rate) for place in range(1, len(GRIDS[name]))]
-        measure(others, SEEDS[:1])
-        finalists = {name: best(name)[:FINALISTS] for name in names}
-        measure([key for keys in finalists.values() for key in keys], SEEDS[1:])
+        measure(lab, data, others, SEEDS[:1], right)
+
+        finalists = {name: ranked(name, right)[:FINALISTS] for name in names}
+        measure(lab, data, [key for keys in finalists.values() for key in keys], SEEDS[1:], right)
         chosen[data] = {}
         for name in names:
             _, place, rate = max(finalists[name], key=right.get)
