@@ -24,6 +24,7 @@ import torch
 from minialign.data import Batch, Example, collate
 from minialign.generate import answers
 from minialign.lab import tasks
+from minialign.lab.places import PLACES, after_a_slip, by_place
 from minialign.lab.small import COURSES, FIT, base_model, base_path, fitness
 from minialign.logps import batch_logps
 from minialign.methods import METHODS, Method, build_method
@@ -43,6 +44,9 @@ TOP_K = 50              # negatives are drawn among that many likeliest tokens
 # What `fit` reports of every method; the rest of a record are the method's own numbers.
 LOGGED = {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds", "logp_wanted",
           "logp_others"}
+
+# Marks whose change a run reports too: of whole answers, and of the right one place by place.
+LOG_PROBS = ("good_logp", "bad_logp", *(f"good_{place}" for place in PLACES))
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,8 @@ class Exam:
             ]
             return collate(examples)
 
+        slips = [after_a_slip(q) for q in disputed[:N_SKILL]]
+        self.slips = {place: batch([asked[place] for asked in slips]) for place in slips[0]}
         pairs = [(q.prompt(), [q.right, q.wrong]) for q in disputed]
         self.disputed = batch(pairs)
         self.curve = batch(pairs[:N_CURVE])
@@ -159,11 +165,18 @@ class Exam:
 
     @torch.no_grad()
     def grade(self, model) -> dict[str, float]:
-        """All marks of a model, by the names they have in JSON."""
-        logps = batch_logps(model, self.disputed).sum(-1)               # (2, questions)
+        """All marks of a model, by the names they have in JSON.
+
+        lost_behind    what the right answers lose of their probability behind the fork
+        good_PLACE     the right answers' log-prob at that place (places.py)
+        recovery_PLACE the probability of the rest of them after a slip there
+        """
+        places = by_place(model, self.disputed)                         # (3, 2, questions)
+        logps = places.sum(0)                                           # (2, questions)
         right, wrong = logps.exp().mean(1).tolist()
         good, bad = logps.mean(1).tolist()
-        return {
+        at_the_fork = places[:2, 0].sum(0).exp().mean().item()
+        marks = {
             "right": right,
             "wrong": wrong,
             "garbage": 1 - right - wrong,
@@ -172,7 +185,15 @@ class Exam:
             "skill": batch_logps(model, self.reversals).sum(-1).exp().mean().item(),
             "good_logp": good,
             "bad_logp": bad,
+            "lost_behind": at_the_fork - right,
         }
+
+        # The right answer's log-prob place by place, and what becomes of it after a slip.
+        for place, logp in zip(PLACES, places[:, 0].mean(1).tolist(), strict=True):
+            marks[f"good_{place}"] = logp
+        for place, asked in self.slips.items():
+            marks[f"recovery_{place}"] = batch_logps(model, asked).sum(-1).exp().mean().item()
+        return marks
 
     def greedy(self, model) -> float:
         """Share of disputed questions answered right at temperature 0.
@@ -264,7 +285,7 @@ def base_job(seed: int, cache: Path, ticks) -> tuple[dict, float]:
 def run_job(seed: int, run: Run, cache: Path, ticks) -> dict:
     """Fine-tune on the data of a seed, and report everything that is measured on the way.
 
-    →   the marks at the end; "good_logp_change" and "bad_logp_change" since the start; "seconds" in
+    →   the marks at the end; those of LOG_PROBS + "_change" since the start; "seconds" in
         the training loop; "info", the method's own numbers averaged over the updates; "curve", a
         list of [update, right, wrong (held out), wanted, negatives (training)] log-probs
     """
@@ -307,10 +328,7 @@ def run_job(seed: int, run: Run, cache: Path, ticks) -> dict:
     ticks.put(recipe.updates(N_TRAIN) - recipe.updates(len(examples)))
 
     after = exam.grade(model)
-    changes = {
-        "good_logp_change": after["good_logp"] - before["good_logp"],
-        "bad_logp_change": after["bad_logp"] - before["bad_logp"],
-    }
+    changes = {f"{mark}_change": after[mark] - before[mark] for mark in LOG_PROBS}
     return {**after, **changes, "seconds": seconds, "curve": curve, "info": infos}
 
 

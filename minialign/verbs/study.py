@@ -24,8 +24,8 @@ class Flags:
         None, "study writer only: the model that judges texts, instead of the teacher; any that "
         "train takes")
     tune: bool = setting(
-        False, "studies methods and writer only: try settings on seeds or openings kept for that, "
-        "and name the best")
+        False, "studies methods, texts and writer only: try settings on seeds or openings kept for "
+        "that, and name the best")
     json: str | None = setting(
         None, "write every number, one value per seed, to this file (- for standard output)")
     out: str = setting("out", "folder for pictures and cached base models")
@@ -44,7 +44,7 @@ def run(flags: Flags) -> None:
         methods = chosen_methods(flags.methods)
     if flags.judge is not None and flags.name != "writer":
         raise ValueError("--judge means something to the study writer only")
-    if flags.tune and flags.name not in ("methods", "writer"):
-        raise ValueError("--tune means something to the studies methods and writer only")
+    if flags.tune and flags.name not in ("methods", "texts", "writer"):
+        raise ValueError("--tune means something to the studies methods, texts and writer only")
     studies.run(names, flags.seeds, flags.first_seed, methods, flags.json, flags.out, flags.judge,
                 flags.tune)

@@ -65,12 +65,18 @@ STUDIES = {
     "balance": Claim(
         "DPO's gradient is larger on the rejected answer than on the chosen one, ASFT's is "
         "balanced", "ASFT, §4.1 and §4.3", "balance:balance"),
+    "fall": Claim(
+        "under DPO the chosen answer rises where the two answers part and falls elsewhere, and "
+        "likelihood is enough to prevent that", "ours, on ASFT's abstract", "fall:fall"),
     "beta": Claim(
-        "the weight of the alignment term, β from 0.1 to 1, hardly matters",
-        "ASFT, β = 0.1 as typical, 0.1 to 0.5", "asft:beta"),
+        "within the stated range, 0.1 to 0.5, the weight of the alignment term hardly matters",
+        "ours; ASFT states the range and 0.1 as typical", "asft:beta"),
     "init": Claim(
         "ASFT is less sensitive to the initial model than methods that compare answers",
         "ASFT, abstract", "asft:init", seeds=4),
+    "texts": Claim(
+        "ASFT is better than SFT, DPO and ORPO in BLEU-4 and ROUGE-L",
+        "ASFT, abstract and experiments; here on real stories", "texts:texts", seeds=3),
     "cost": Claim(
         "without a reference model a step takes 13 % less time and 16.7 % less memory",
         "ASFT, abstract", "cost:cost"),
@@ -80,6 +86,15 @@ STUDIES = {
     "propagation": Claim(
         "propagating losses through the answer (a cumulative sum) beats the simple sum",
         "IFT, eq. 21, Algorithm 1, ablation", "ift:propagation"),
+    "pipeline": Claim(
+        "IFT, from wanted answers alone, is at least as good as SFT followed by DPO on pairs",
+        "IFT, abstract", "ift:pipeline"),
+    "recovery": Claim(
+        "a policy trained with IFT comes back from a deviation",
+        "IFT, its strength where that matters: reasoning, facts", "ift:recovery"),
+    "estimate": Claim(
+        "SFT overestimates the policy's preference; with λ = 1 IFT looks at the true one",
+        "IFT, §3 and §4", "estimate:estimate"),
     "greedy": Claim(
         "where the policy's greedy token is already right, IFT's residual changes nothing",
         "IFT, eq. 17 (a consequence, ours)", "ift:greedy", seeds=3),
