@@ -37,8 +37,8 @@ CACHE = Path("out") / "cache"
 PACKAGE = Path(__file__).parents[1]
 MADE_BY = (
     "data.py", "hf/tokenizer.py", "hf/vocabulary.py", "lab/small.py", "lab/tasks.py", "logps.py",
-    "methods/method.py", "methods/sft.py", "model.py", "optim.py", "rope.py", "settings.py",
-    "train.py",
+    "methods/method.py", "methods/sft.py", "model.py", "optim.py", "parallel.py", "rope.py",
+    "settings.py", "train.py",
 )
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from minialign.__main__ import main
 from minialign.lab import plot, race
-from minialign.lab.arena import Run, run_all
+from minialign.lab.arena import Run
+from minialign.lab.workers import run_all
 from minialign.methods import METHODS
 from minialign.stats import show
 from minialign.train import Recipe

@@ -34,7 +34,7 @@ class Known:
             try:
                 run, seed, marks = json.loads(line)
             except ValueError:
-                continue            # cut off when the process was stopped
+                continue            # empty, or cut off when the process was stopped
             self.marks[run, seed] = marks
 
     def __contains__(self, key: tuple[Run | None, int]) -> bool:
@@ -47,9 +47,13 @@ class Known:
 
     def add(self, run: Run | None, seed: int, marks: dict) -> None:
         """Remember what a run has measured, and write it down."""
+        if (run, seed) in self:
+            return
         self.marks[repr(run), seed] = marks
         if run is not None and not isinstance(run.method, str):
             return
+
+        # A line begins with its line feed, so that one that was cut off spoils no other.
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([repr(run), seed, marks]) + "\n")
+            file.write("\n" + json.dumps([repr(run), seed, marks]))

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minialign.lab import race
-from minialign.lab.arena import Run, run_all
+from minialign.lab.arena import Run
 from minialign.lab.race import CONDITIONS, CONTROL, TITLES, Difference, cells, columns, tripled
 from minialign.lab.studies.known import Known
+from minialign.lab.workers import run_all
 from minialign.stats import holm, table
 
 HOLDS, NOT, OPEN = "holds", "does not hold here", "undecided with these seeds"
