@@ -13,6 +13,7 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -342,10 +343,13 @@ def follow(parent: int) -> None:
     threading.Thread(target=look, daemon=True).start()
 
 
-def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict]:
+def run_all(
+    runs: dict, seeds: list[int], cache: Path, found: Callable[..., object] | None = None
+) -> tuple[list[dict], dict]:
     """Every run on every seed, all cores busy, one progress bar for everything.
 
     runs   {label: Run}
+    found  called with (label, seed, marks) as soon as they are there; the base's label is None
     →      the base models' marks, one per seed, and {label: [marks of every seed]}
 
     When it is interrupted, or a run fails, the workers are stopped before the error goes on.
@@ -375,12 +379,15 @@ def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict
                 for future in done:
                     label, s = waiting.pop(future)
                     if label is not None:
-                        results[label][s] = future.result()
-                        continue
-                    # The base model of this seed is there: its runs can begin.
-                    base[s], fitnesses[seeds[s]] = future.result()
-                    for name, run in runs.items():
-                        waiting[pool.submit(run_job, seeds[s], run, cache, ticks)] = name, s
+                        results[label][s] = marks = future.result()
+                    else:
+                        # The base model of this seed is there: its runs can begin.
+                        base[s], fitnesses[seeds[s]] = future.result()
+                        marks = base[s]
+                        for name, run in runs.items():
+                            waiting[pool.submit(run_job, seeds[s], run, cache, ticks)] = name, s
+                    if found is not None:
+                        found(label, seeds[s], marks)
                 if all(base):
                     shown.set_description("fine-tuning")
                 while not ticks.empty():
