@@ -370,9 +370,10 @@ for name, model in tuned.items():
 # %% [markdown]
 # Read it with step 6 in mind. *Agreed* questions (the second one) are those on which the model's
 # old rule and the true one agree: there the model was right, its own negatives are right answers,
-# and pushing them down has its price. How bad the negatives are decides how good DFT looks; “the
-# model's own answers” and “answers of a persona that was built to be wrong” are two experiments.
-# `python -m minialign study personas` has the whole curve.
+# and pushing them down has its price. (The filter drops them, where the Troll repeats a right
+# label, and pays likewise.) How bad the negatives are decides how good DFT looks; “the model's own
+# answers” and “answers of a persona that was built to be wrong” are two experiments. `python -m
+# minialign study personas` has the whole curve.
 #
 # *Where the release differs:* it divides by P_ref under the plain prompt, where the paper writes
 # the prompt that provoked the bad answers; it prints a surrogate whose value is not F; of two

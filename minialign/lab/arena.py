@@ -1,22 +1,15 @@
-"""The arena: fine-tuning runs of the small GPT, many of them at once, all measured alike.
+"""The arena: fine-tuning runs of the small GPT, all measured alike.
 
 A `Run` says everything that a fine-tuning run depends on, its seed aside. The seed fixes the base
 model, the questions, the order of the data and the exam, so runs of one seed can be compared pair
-by pair. Processes share the work, one thread each. Who runs against whom is decided elsewhere, in
-race.py and in the studies.
+by pair. Many of them at once: workers.py. Who runs against whom is decided elsewhere, in race.py
+and in the studies.
 """
 
 import copy
-import multiprocessing
-import os
 import random
-import sys
-import threading
-import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from multiprocessing.managers import SyncManager
 from pathlib import Path
 
 import torch
@@ -25,10 +18,9 @@ from minialign.data import Batch, Example, collate
 from minialign.generate import answers
 from minialign.lab import tasks
 from minialign.lab.places import PLACES, after_a_slip, by_place
-from minialign.lab.small import COURSES, FIT, base_model, base_path, fitness
+from minialign.lab.small import COURSES, base_model, fitness
 from minialign.logps import batch_logps
 from minialign.methods import METHODS, Method, build_method
-from minialign.progress import bar
 from minialign.train import Recipe, fit
 
 RECIPE = Recipe(epochs=3, batch=32, micro_batch=32, lr=5e-4, negatives=2)
@@ -265,8 +257,7 @@ def watch(model, watched: Batch) -> list[float]:
 
 
 def base_job(seed: int, cache: Path, ticks) -> tuple[dict, float]:
-    """Train the base model of a seed, or find it in the cache; returns its marks and its fitness.
-    """
+    """Train the base model of a seed, or find it in the cache: its marks and its fitness."""
     torch.set_num_threads(1)
     left = sum(COURSES)
 
@@ -330,71 +321,3 @@ def run_job(seed: int, run: Run, cache: Path, ticks) -> dict:
     after = exam.grade(model)
     changes = {f"{mark}_change": after[mark] - before[mark] for mark in LOG_PROBS}
     return {**after, **changes, "seconds": seconds, "curve": curve, "info": infos}
-
-
-def follow(parent: int) -> None:
-    """End this process when its parent is gone, however it went; called as a worker begins."""
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=look, daemon=True).start()
-
-
-def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict]:
-    """Every run on every seed, all cores busy, one progress bar for everything.
-
-    runs   {label: Run}
-    →      the base models' marks, one per seed, and {label: [marks of every seed]}
-
-    When it is interrupted, or a run fails, the workers are stopped before the error goes on.
-    """
-    updates = sum(run.recipe.updates(N_TRAIN) for run in runs.values())
-    untrained = [seed for seed in seeds if not base_path(seed, cache).exists()]
-    total = len(seeds) * updates + len(untrained) * sum(COURSES)
-    base = [{} for _ in seeds]
-    results = {label: [{} for _ in seeds] for label in runs}
-    fitnesses: dict[int, float] = {}
-
-    context = multiprocessing.get_context("spawn")
-    shown = bar(total, "base models", "update", smoothing=0.02)
-    manager = SyncManager(ctx=context)
-    manager.start(follow, (os.getpid(),))
-    with shown, manager:
-        ticks = manager.Queue()
-        not_workers = multiprocessing.active_children()         # the manager, and our caller's own
-        workers = min(os.cpu_count() or 1, 8)
-        pool = ProcessPoolExecutor(workers, context, initializer=follow, initargs=(os.getpid(),))
-        waiting = {}
-        try:
-            for s, seed in enumerate(seeds):
-                waiting[pool.submit(base_job, seed, cache, ticks)] = None, s
-            while waiting:
-                done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                for future in done:
-                    label, s = waiting.pop(future)
-                    if label is not None:
-                        results[label][s] = future.result()
-                        continue
-                    # The base model of this seed is there: its runs can begin.
-                    base[s], fitnesses[seeds[s]] = future.result()
-                    for name, run in runs.items():
-                        waiting[pool.submit(run_job, seeds[s], run, cache, ticks)] = name, s
-                if all(base):
-                    shown.set_description("fine-tuning")
-                while not ticks.empty():
-                    shown.update(ticks.get())
-        finally:
-            if waiting:
-                for process in multiprocessing.active_children():
-                    if process not in not_workers:
-                        process.terminate()
-            pool.shutdown(cancel_futures=True)
-
-    # Such a model is taken as it is, and its row of the table has more garbage than others.
-    for seed, x in fitnesses.items():
-        if x < FIT:
-            print(f"the base model of seed {seed} is not fit: after {sum(COURSES)} updates it "
-                  f"copies or reverses with probability {x:.3f}, not {FIT}", file=sys.stderr)
-    return base, results

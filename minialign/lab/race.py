@@ -13,8 +13,9 @@ from pathlib import Path
 
 from minialign.files import can_write, write_json
 from minialign.lab import plot
-from minialign.lab.arena import N_TRAIN, RECIPE, Run, run_all
+from minialign.lab.arena import N_TRAIN, RECIPE, Run
 from minialign.lab.tasks import RIGHT_SHARE
+from minialign.lab.workers import run_all
 from minialign.methods import METHODS
 from minialign.stats import mean_interval, p_value, show, table
 

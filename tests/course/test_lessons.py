@@ -27,7 +27,7 @@ ORDER = (
 )
 
 # Lessons of the first edition: their exercise stands behind the picture, and their cells are long.
-FIRST_EDITION = {"02", "08", "09", "12", "13"}
+FIRST_EDITION = {"08", "09", "13"}
 SECOND_EDITION = [lesson for lesson in EVERY if lesson.name[:2] not in FIRST_EDITION]
 
 

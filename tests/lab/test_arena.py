@@ -9,8 +9,9 @@ import torch
 
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.lab import arena, tasks
-from minialign.lab.arena import Exam, Run, fine_tuning_data, fine_tuning_questions, run_all
+from minialign.lab.arena import Exam, Run, fine_tuning_data, fine_tuning_questions
 from minialign.lab.small import base_model
+from minialign.lab.workers import run_all
 from minialign.stats import mean_interval, show, table
 from minialign.train import Recipe, fit
 

@@ -9,8 +9,9 @@ from PIL import Image
 
 from minialign.__main__ import main
 from minialign.lab import plot, race
-from minialign.lab.arena import Run, run_all
-from minialign.methods import METHODS
+from minialign.lab.arena import Run
+from minialign.lab.workers import run_all
+from minialign.methods import METHODS, build_method
 from minialign.stats import show
 from minialign.train import Recipe
 
@@ -66,13 +67,19 @@ def test_compare_prints_a_table_writes_its_numbers_and_draws_its_pictures(
     out, monkeypatch, capsys
 ):
     monkeypatch.setattr(race, "RECIPE", SHORT)
+
+    # One control is enough here; what the others are is asked below.
+    def one_control(name, run):
+        return {race.CONTROL: race.tripled(run)} if name == "sft" else {}
+
+    monkeypatch.setattr(race, "controls", one_control)
     written = ["--out", str(out), "--json", str(out / "n.json")]
     assert main(["compare", "--seeds", "2", "--methods", "sft,dft2", *written]) == 0
     printed = capsys.readouterr().out
     numbers = json.loads((out / "n.json").read_text())
     assert set(numbers) == {"clean", "noisy"}
     assert set(numbers["clean"]) == {"base", "sft", "dft2"}
-    assert set(numbers["noisy"]) == {"base", "sft", "dft2", *OF_SFT}
+    assert set(numbers["noisy"]) == {"base", "sft", "dft2", race.CONTROL}
     for condition in numbers.values():
         assert set(condition["dft2"]) == set(race.MARKS)
         assert all(len(values) == 2 for values in condition["dft2"].values())
@@ -98,6 +105,7 @@ def test_a_control_differs_from_its_method_in_one_thing():
     changes = {race.CONTROL: {"recipe"}, race.BY_SUM: {"hyper"}, race.FILTER: {"filtered"},
                race.THEN_DPO: {"method", "init"}}
     for (condition, name), run in runs.items():
+        assert isinstance(build_method(run.method, run.hyper, 4), run.method)
         assert run.noise == {"clean": 0, "noisy": 0.3, "half": 0.5}[condition]
         parent = runs[condition, "dft" if name.startswith("dft") else "sft"]
         changed = {f.name for f in fields(Run) if getattr(run, f.name) != getattr(parent, f.name)}

@@ -140,10 +140,10 @@ def run(
     judge     a model folder that judges in the study "writer"; None: its own
     tune      choose the settings of the study "methods" or "writer" instead
     """
-    from minialign.lab.studies.lab import Lab, many_at_once  # here torch is needed
+    from minialign.lab.studies.lab import Known, Lab, many_at_once  # here torch is needed
 
     can_write(out, json)
-    known, results, found = {}, {}, {}
+    known, results, found = Known(Path(out) / "cache"), {}, {}
     for name in names:
         study = STUDIES[name]
         some = list(range(first_seed, first_seed + (seeds or study.seeds)))

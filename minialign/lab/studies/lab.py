@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minialign.lab import race
-from minialign.lab.arena import Run, run_all
+from minialign.lab.arena import Run
 from minialign.lab.race import CONDITIONS, CONTROL, TITLES, Difference, cells, columns, tripled
+from minialign.lab.studies.known import Known
+from minialign.lab.workers import run_all
 from minialign.stats import holm, table
 
 HOLDS, NOT, OPEN = "holds", "does not hold here", "undecided with these seeds"
@@ -69,16 +71,20 @@ def by_condition(data: dict) -> dict[str, dict]:
 class Lab:
     """Seeds, a folder, and what has been measured so far.
 
-    A run is a function of its `Run` and its seed, so it is done once, whatever study asks for it.
+    A run is a function of its `Run` and its seed, so it is done once, whatever study asks for it,
+    and a command that was interrupted goes on where it was.
     """
 
     seeds: list[int]
     out: Path
-    known: dict = field(default_factory=dict)       # {(repr of a Run, seed): marks}
+    known: Known | None = None                      # shared by all studies of a command
     methods: list[str] | None = None                # --methods, if given
     judge: str | None = None                        # --judge, if given
     tune: bool = False                              # --tune
     began: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self):
+        self.known = self.known or Known(self.out / "cache")
 
     def run(self, runs: dict[str, Run], seeds: list[int] | None = None) -> dict[str, dict]:
         """{label: {mark: [one value per seed]}}, the base models first.
@@ -86,17 +92,22 @@ class Lab:
         The method's own numbers are marks too.
         """
         seeds = self.seeds if seeds is None else seeds
-        keys = {"base": "base", **{label: repr(run) for label, run in runs.items()}}
-        missing = [key for key in keys.values() if any((key, s) not in self.known for s in seeds)]
-        todo = {label: run for label, run in runs.items() if keys[label] in missing}
-        if missing:
-            base, results = run_all(todo, seeds, self.out / "cache")
-            for label, per_seed in {"base": base, **results}.items():
-                for seed, marks in zip(seeds, per_seed, strict=True):
-                    self.known[keys[label], seed] = with_more_marks(marks)
+        runs = {"base": None, **runs}
+        todo = {}                                           # {what is missing: [seeds it misses]}
+        for seed in seeds:
+            missing = tuple(label for label, run in runs.items() if (run, seed) not in self.known)
+            if missing:
+                todo.setdefault(missing, []).append(seed)
+        for missing, some in todo.items():
+            new = {label: runs[label] for label in missing if label != "base"}
+
+            def keep(label, seed, marks):
+                self.known.add(runs[label or "base"], seed, marks)
+
+            run_all(new, some, self.out / "cache", keep)
         data = {}
-        for label, key in keys.items():
-            data[label] = columns([self.known[key, seed] for seed in seeds])
+        for label, run in runs.items():
+            data[label] = columns([with_more_marks(self.known[run, seed]) for seed in seeds])
         return data
 
     def noisy(self, runs: dict[str, Run]) -> dict[str, dict]:

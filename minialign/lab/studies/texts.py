@@ -44,17 +44,18 @@ class Training:
 
 # What a row may choose from: learning rates, then settings at the best of them. Those of DPO and
 # ASFT are their papers', ORPO's are TRL's, the IFT paper's and its authors'. ROWS is the choice,
-# made once on the development openings by `python -m minialign study texts --tune`.
+# made once on the development openings by
+#     python -m minialign study texts --tune --seeds 1 --first-seed 900
 RATES = {"sft": (5e-4, 1e-3, 2e-3, 4e-3), "asft": (5e-4, 1e-3, 2e-3, 4e-3),
          "orpo": (5e-4, 1e-3, 2e-3, 4e-3), "dpo": (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4)}
 GRIDS = {"sft": [{}], "asft": [{"lam": 0.1}, {"lam": 0.2}, {"lam": 0.5}],
          "orpo": [{"lam": 0.1}, {"lam": 0.25}, {"lam": 1.0}],
          "dpo": [{"beta": 0.1}, {"beta": 0.05}, {"beta": 0.01}]}
 ROWS = {
-    "sft": Training("sft", 1e-3),
-    "asft": Training("asft", 1e-3, {"lam": 0.1}),
-    "orpo": Training("orpo", 1e-3, {"lam": 0.1}),
-    "dpo": Training("dpo", 1e-4, {"beta": 0.1}),
+    "sft": Training("sft", 2e-3),
+    "asft": Training("asft", 2e-3, {"lam": 0.1}),
+    "orpo": Training("orpo", 2e-3, {"lam": 0.1}),
+    "dpo": Training("dpo", 2e-4, {"beta": 0.01}),
 }
 
 
