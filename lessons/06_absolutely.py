@@ -6,11 +6,10 @@
 # optimization (DPO, arXiv 2305.18290) trains on such pairs: the chosen answer shall become likely
 # *compared with* the rejected one. Plot the two log-probs, and the one of the chosen answer may
 # fall. ASFT (arXiv 2409.10571; Anchored SFT is another method) trains each likelihood by itself
-# instead, absolutely. In this lesson you derive both losses and their weights, train with them, and
-# find out where the chosen answer falls and what holds it.
+# instead, absolutely. You derive both losses and their weights, train with them, and find out where
+# the chosen answer falls and what holds it.
 #
-# You need lessons 03 and 05. Forty minutes, half a minute of computing. Keep
-# `minialign/methods/preference.py` and `minialign/methods/asft.py` open beside it.
+# You need lessons 03 and 05. Forty minutes. Open beside it: `minialign/methods/preference.py`.
 #
 # **Guess first.** At the start a model gives the chosen answer a probability of 0.3, the rejected
 # one 0.65, and all others together 0.05. Three methods train it on many such pairs: SFT (which
@@ -56,10 +55,9 @@ torch.manual_seed(0)
 #           =  −β Σ_y π(y) log( π(y) / (Z π*(y)) )                   (with π* := π_ref e^{R/β} / Z)
 #           =  β log Z  −  β KL(π ‖ π*)                              (log Z is the same for every y)
 #
-# Z = Σ_y π_ref(y) e^{R(y)/β} makes the probabilities of π* add up to 1. The first term does not
-# depend on π, and the second is largest where the KL is 0. So the best policy is π*: the
-# reference, with every answer reweighted by the exponential of its reward. Three answers, and ten
-# thousand other policies:
+# Z = Σ_y π_ref(y) e^{R(y)/β} makes π* add up to 1. The first term does not depend on π, and the
+# second is largest where the KL is 0. So the best policy is π*: the reference, with every answer
+# reweighted by the exponential of its reward. Three answers, and ten thousand other policies:
 
 # %%
 reward = torch.tensor([1.0, 0.2, -0.5], dtype=torch.float64)
@@ -88,9 +86,9 @@ print(f"the best of ten thousand others: J = {J(others).max():.6f}")
 # Every policy is the best one for a reward of its own: that is the trick of the paper.
 #
 # *Third move: compare.* Bradley and Terry (1952) say how people choose between two things with
-# rewards R_w and R_l: they take the first with probability σ(R_w − R_l), where σ(x) = 1/(1 + e⁻ˣ)
-# is the logistic function. In the difference β log Z, which is the same for all answers to one
-# prompt, cancels. What is left is called the margin,
+# rewards R_w and R_l: they take the first with probability σ(R_w − R_l), σ(x) = 1/(1 + e⁻ˣ). In
+# the difference, β log Z cancels (it is the same for all answers to one prompt). What is left is
+# the margin
 #
 #     m  =  R_w − R_l  =  β (s_w − s_l)
 #
@@ -105,9 +103,9 @@ print(f"the best of ten thousand others: J = {J(others).max():.6f}")
 #     −∂L/∂l_w =   β σ(−m)                          (∂m/∂l_w = β: l_w stands in s_w)
 #     −∂L/∂l_l =  −β σ(−m)                          (∂m/∂l_l = −β)
 #
-# and every token of an answer gets the push on its answer, since l = Σ_t l_t. As hard down as up:
-# that is one property. Here is another. The loss knows nothing but the difference of two
-# log-probs. Lower both by 50, which makes both answers impossible, and it does not notice:
+# and every token of an answer gets the push on its answer, since l = Σ_t l_t. As hard down as up.
+# And the loss knows nothing but a difference: lower both log-probs by 50, which makes both answers
+# impossible, and it does not notice:
 
 # %%
 one = Batch(mask=torch.ones(2, 1, 1, dtype=torch.bool), ref_logps=torch.tensor([[-1.2], [-0.43]]))
@@ -121,9 +119,8 @@ for lower in 0.0, 50.0:
 
 # %% [markdown]
 # ## Exercise 1 ●○○ (5 minutes): `dpo`
-# Step 2 in code, in `lessons/mine.py`: from the log-probs of chosen and rejected answers, under
-# the policy and under the reference, the push on each. If your function is right, it will do the
-# training below.
+# Step 2 in code, in `lessons/mine.py`: from the log-probs of both answers, under policy and
+# reference, the push on each. If your function is right, it will do the training below.
 #
 # <details><summary>Hint</summary>
 #
@@ -156,7 +153,7 @@ print(dpo_verdict)
 #
 #     L  =  −(1 + λ) a_w  −  λ log(1 − p_l)
 #
-# Likelihood for the chosen answer; and for the rejected one the *unlikelihood* of lesson 03. The
+# Likelihood for the chosen answer; for the rejected one the *unlikelihood* of lesson 03. The
 # slopes, by ∂p/∂a = p because p = eᵃ:
 #
 #     −∂L/∂a_w  =  1 + λ
@@ -178,8 +175,7 @@ for a_l in -1.0, -1e-3, -1e-8:
 
 # %% [markdown]
 # At −1e-8 the typed form is no number any more, because 1 − eᵃ has lost all its digits. One
-# release cuts p off at 1 − 1e-7, which gives a push of the wrong size. What the paper calls β, its
-# 0.1, is our λ: the weight of the second term.
+# release cuts p off at 1 − 1e-7: a push of the wrong size. (The paper's β, 0.1, is our λ.)
 #
 # ## Exercise 2 ●●○ (10 minutes): `asft`
 # ASFT's two pushes, from the mean log-probs. Mind what happens at p → 0, ½ and 1.
@@ -230,15 +226,15 @@ for p_w, p_l in (0.30, 0.65), (0.65, 0.30), (0.95, 0.01):
         print(f"{name:18} {p_w:.2f} {p_l:.2f}{numbers}")
 
 # %% [markdown]
-# Read DPO's rows. When the chosen answer has won (0.95 against 0.01), its slope in p is 95 times
-# smaller than the rejected one's, its push at the logits of two contexts 21 times, and in one
-# context the two are equal. "Is it balanced?" has no answer until you say in which coordinate.
+# Read DPO's rows. When the chosen answer has won (0.95 against 0.01), the rejected one's slope in p
+# is 95 times the chosen one's, its push at the logits of two contexts 21 times, and in one context
+# the two are equal. “Is it balanced?” has no answer until you say in which coordinate.
 #
 # ASFT's numbers get small, and for a reason that has nothing to do with balance: its push on the
 # rejected answer fades with the odds p_l/(1 − p_l). DPO's β σ(−m) fades only when the margin
-# m = β (s_w − s_l) is large. With β = 0.1, a margin of 3 takes 30 nats. The chosen answer can bring
-# about 1.2 of them, since log 0.3 = −1.2 and a log-prob ends at 0. All the rest must come from
-# pushing the rejected answer down, on and on.
+# m = β (s_w − s_l) is large. With β = 0.1, a margin of 3 takes 30 nats. The chosen answer brings
+# about 1.2 of them, since log 0.3 = −1.2 and a log-prob ends at 0. The rest must come from pushing
+# the rejected answer down, on and on.
 #
 # ## Step 5: train
 # Pairs from the small GPT's world: “9.9>9.11” is right and chosen, “9.11>9.9” is rejected. The two
@@ -257,7 +253,6 @@ for seed in [0] if args.fast else [0, 1, 2]:
         ref_logps = batch_logps(base, asked).sum(-1).double()
     data[seed] = pairs, replace(asked, ref_logps=ref_logps)
 
-
 # %%
 @torch.no_grad()
 def look(model, method, asked):
@@ -267,7 +262,6 @@ def look(model, method, asked):
     pushes = weights.sum((1, 2)) / asked.mask.sum((1, 2)) * len(asked)      # (2,)
     neither = 1 - logps.sum(-1).exp().sum(0).mean()
     return split(logps, asked).mean(-1), pushes, float(neither)
-
 
 # %%
 def train(method, seed):
@@ -280,11 +274,9 @@ def train(method, seed):
             points.append((record["step"], *look(model, method, asked)))
     return model, points
 
-
 # %% [markdown]
-# All three start from the same model, read the same pairs in the same order, and take the same
-# steps. Each line is a seed: other questions, the same base model. All answers that are neither of
-# the two are *neither*: “9.9>9.1”, for instance, or worse.
+# All start from the same model, read the same pairs in the same order, and take the same steps.
+# Each line is a seed: other questions. All answers that are none of the two are *neither*.
 
 # %%
 methods = {"sft": METHODS["sft"](), "dpo": own.method("dpo", mine.dpo, dpo_verdict),
@@ -349,16 +341,15 @@ for seed in data:
           + f"   P(neither) {points[-1][3]:.3f}")
 
 # %% [markdown]
-# Pushes on two logits of one row, equal and opposite, and the text *behind* them is ruined. A logit
-# cannot be moved alone: the step goes into matrices that make every other logit as well. The full
-# DPO, which pushes the chosen answer up behind the fork too, loses less. But these pushes come
-# late. At its own logit a push up on a token of probability p is worth weight · (1 − p), nearly
-# nothing while p is near 1, as it is for the copied digits behind the fork; and all the time DPO
-# goes on at the fork, because its margin is not large enough yet.
+# Pushes on two logits of one row, equal and opposite, and the text *behind* them is ruined. A
+# logit cannot be moved alone: the step goes into matrices that make every other logit as well. The
+# full DPO, which pushes the chosen answer up behind the fork too, loses less. But these pushes
+# come late: at its own logit a push up is worth weight · (1 − p), nearly nothing while p is near
+# 1, as it is for the copied digits behind the fork. And all the time DPO goes on at the fork.
 #
 # ## The picture
-# Above, the log-probs, with arrows as long as the pushes are, on one scale in all panels: the push
-# per token. Below, what the chosen answer has won or lost at each place.
+# Above, the log-probs, with arrows as long as the push per token, on one scale for all panels.
+# Below, what the chosen answer has won or lost at each place.
 
 # %%
 whose = [name for name, verdict in (("DPO", dpo_verdict), ("ASFT", asft_verdict))
@@ -375,28 +366,24 @@ for name in methods:
     print(f"  {name:4} chosen {w:.2g}, rejected {l:.1g}; P(neither) {neither:.3f}")
 
 # %% [markdown]
-# Three things to see.
-#
 # * *The arrows.* SFT's never change, and there are none on the rejected answer. DPO's two are
 #   equally long at every moment, and shrink together as the margin grows. ASFT's push on the
 #   rejected answer begins as the longest of all, for its odds are high, and is soon a small part of
 #   its push on the chosen one.
 # * *SFT stands beside them.* The rejected answer falls under SFT too, at the fork, through the
-#   softmax (lesson 05), and the chosen answer stays where it should. So what holds the chosen
-#   answer up under ASFT need not be its second term. ASFT *contains* SFT, a push up on every token
-#   that nothing cancels. What its second term adds here is a rejected answer that falls further.
-# * *Falling is not losing.* Among the two answers DPO prefers the right one by far. What the fall
-#   costs is the probability of answers that are neither.
+#   softmax, and the chosen one stays up. So what holds it up under ASFT need not be the second term:
+#   ASFT *contains* SFT, a push up on every token that nothing cancels. The second term adds a
+#   rejected answer that falls further.
+# * *Falling is not losing.* Of the two answers DPO prefers the right one by far. The fall's price is
+#   the probability of answers that are neither.
 #
-# What is gained *without a reference* is `add_reference` above: a second model in memory, or one
-# pass over the data before training. What is lost: nothing ties the policy to where it began.
+# *Without a reference* one saves `add_reference` above, a pass over the data before training. What
+# is lost: nothing ties the policy to where it began.
 #
 # ## Try
 # * `METHODS["dpo"](beta=1.0)`: a margin of a few nats is enough. What changes, and where?
-# * A class like `AtTheFork` that keeps the pushes *behind* the fork, and only those.
-# * "orpo", "simpo" or "ipo" in `methods`. Where does each let go? The table that
-#   `methods/preference.py` begins with tells what to expect.
-# * `python -m minialign study fall` takes it apart further, on more seeds.
+# * "orpo", "simpo" or "ipo" in `methods`. Where does each let go? (`methods/preference.py` begins
+#   with a table.) `python -m minialign study fall` takes the fall further apart, on more seeds.
 #
 # **Next:** 07 pushes down what the model itself would say. No pairs needed.
 

@@ -3,10 +3,9 @@
 # **The question:** can a model learn from its own bad answers, without anybody calling them bad?
 #
 # SFT only ever says “more of this”. DFT (arXiv 2502.18679) also says “less of that”, and takes the
-# “that” from the model itself: what it would have answered. Here we begin with a model so small
-# that every sum over *all answers* can be done. So you will see what DFT estimates, how wrong its
-# estimate is, and that the error is what makes it work. And you will see what else would have
-# worked.
+# “that” from the model itself: what it would have answered. We begin with a model so small that
+# every sum over *all answers* can be done. So you will see what DFT estimates, how wrong it is,
+# that the error is what makes it work, and what else would have worked.
 #
 # You need the weights of lesson 03. Forty minutes, half a minute of computing. Keep
 # `minialign/methods/dft.py` open beside it.
@@ -50,7 +49,6 @@ def policy(right, wrong):
 
 base = policy(0.33, 0.62)
 
-
 # %%
 def weigh(method, log_p, y, ref_logps=None):
     """What a method makes of answers y (A, n) of one token: loss, weights (A, n), info."""
@@ -63,7 +61,6 @@ def gradient(log_p, y, weights):
     """And what these weights are at the logits: (V,)."""
     rows = log_p.expand(y.numel(), -1).clone()
     return logit_gradient(rows, y.flatten(), weights.flatten()).sum(0)
-
 
 # %% [markdown]
 # ## Step 1: from a likelihood to pushes
@@ -233,7 +230,6 @@ def learn(method, seed, start=base, kept=None, updates=10 if args.fast else 120)
         log_u.append(float(info["log_u"].mean()) if "log_u" in info else 0.0)
     return right, log_u
 
-
 # %%
 def method_of(name):
     """“SFT”, or DFT with the γ that the name tells."""
@@ -271,7 +267,6 @@ for name in "SFT", "γ = 0.5", "γ = 0.9", "γ = 1":
 # %%
 keep_verdict = check.keep(mine.keep)
 print(keep_verdict)
-
 
 # %%
 def filtered(seed, start=base):
@@ -321,9 +316,9 @@ print(f"Your guess? SFT {runs['SFT'][:, 0, -1].mean():.2f}: it copies its labels
 #
 # ## Step 7: on the small GPT
 # Real answers now, of several tokens, and 30 % of the labels wrong. The negatives are two answers
-# of the model before training. It can be asked as itself, which is wrong in two thirds of the
-# disputed questions; or as the Troll, a person in what it has read who was *made to be wrong* in
-# 95 % of them. (DFT's paper asks with a bad system prompt.)
+# of the model before training. It can be asked as itself, wrong in two thirds of the disputed
+# questions; or as the Troll, a person in what it has read who was *made to be wrong* in 95 % of
+# them.
 
 # %%
 base_gpt, tokenizer = check.base_model(args)
@@ -340,7 +335,6 @@ def pool(persona):
     examples = arena.fine_tuning_data(tokenizer, 0, 0.3, texts)[: len(questions)]
     add_reference(base_gpt, examples, micro_batch=64, progress=False)
     return examples
-
 
 # %%
 pools = {persona: pool(persona) for persona in ("troll", "plain")}
@@ -375,14 +369,11 @@ for name, model in tuned.items():
 # answers” and “answers of a persona that was built to be wrong” are two experiments. `python -m
 # minialign study personas` has the whole curve.
 #
-# *Where the release differs:* it divides by P_ref under the plain prompt, where the paper writes
-# the prompt that provoked the bad answers; it prints a surrogate whose value is not F; of two
-# visits of one example in a batch it keeps the last. DFT2 (eqs. 11 to 13) takes the mean log-prob
-# per token as score, and drops P_ref.
+# *Where the release differs* stands in `methods/dft.py`. DFT2 (eqs. 11 to 13) takes the mean
+# log-prob per token as score, and drops P_ref.
 #
 # ## Try
 # * All labels right: `[0] * 100`. What is left of the difference between SFT and DFT?
-# * K = 16 negatives instead of 2. Which curve do the others approach?
 # * Noise of 0.5 in `pool`, where labels say nothing at all. Who is still right, and from whom does
 #   it know?
 #

@@ -129,7 +129,7 @@ def race_curves(axes, results, names):
         steps = [4 * i for i in range(len(mean))]
         axes.plot(steps, mean, color=color_of(name), linewidth=2)
         ends.append((steps[-1], mean[-1], name, color_of(name)))
-    axes.set(xlim=(0, max(end[0] for end in ends)), ylim=(0, 1), xlabel="updates",
+    axes.set(xlim=(0, max(4, *[end[0] for end in ends])), ylim=(0, 1), xlabel="updates",
              title="30 % wrong: how soon?")
     plot.clean(axes)
     plot.label_ends(axes, ends, size=10)
