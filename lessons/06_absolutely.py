@@ -371,11 +371,11 @@ for name in methods:
 #   rejected answer begins as the longest of all, for its odds are high, and is soon a small part of
 #   its push on the chosen one.
 # * *SFT stands beside them.* The rejected answer falls under SFT too, at the fork, through the
-#   softmax, and the chosen one stays up. So what holds it up under ASFT need not be the second term:
+#   softmax, and the chosen one stays up. So it need not be ASFT's second term that holds it up:
 #   ASFT *contains* SFT, a push up on every token that nothing cancels. The second term adds a
 #   rejected answer that falls further.
-# * *Falling is not losing.* Of the two answers DPO prefers the right one by far. The fall's price is
-#   the probability of answers that are neither.
+# * *Falling is not losing.* Of the two answers DPO prefers the right one by far. What the fall
+#   costs is probability, which goes to answers that are neither.
 #
 # *Without a reference* one saves `add_reference` above, a pass over the data before training. What
 # is lost: nothing ties the policy to where it began.
