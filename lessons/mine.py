@@ -69,8 +69,22 @@ def silent_bug(gamma, tau, K):
 # ------------------------------------------------------------------------------------- 08: The lake
 
 
+def walk_gradient(z, states, actions):
+    """∂(−log P(walk))/∂z (S, 4) of the policy softmax(z), the gradient of SFT on one walk.
+
+    z (S, 4) logits, states (T,) and actions (T,) int: what the walk visits and does
+    Hint: n(s) π(·|s) − n(s, ·), and a walk may do the same thing in the same cell twice.
+    """
+    return ...
+
+
 def success(P, policy, ends, goals, start):
-    """P (S, 4, S), policy (S, 4), ends (S,) bool: holes and goals, goals (S,) bool, start (S,) one-hot → one number."""
+    """The chance to get from the start to a goal, one number.
+
+    P (S, 4, S) chances of the next cell, policy (S, 4), ends (S,) bool: holes and goals,
+    goals (S,) bool, start (S,): 1 where the walk begins, else 0
+    Hint: (I − Q) v = r over cells that are no ends; torch.linalg.solve(A, b) finds v.
+    """
     return ...
 
 

@@ -1,5 +1,6 @@
 """The graders of lessons 08, 09, 13 and 14."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -14,17 +15,73 @@ from toy import lake as lakes
 # ------------------------------------------------------------------------------------- 08: the lake
 
 
+def walk_gradient(function: Callable) -> str:
+    """∂(−log P(walk))/∂z (S, 4) of logits z (S, 4), states (T,) and actions (T,) of the walk."""
+    draw = torch.Generator().manual_seed(6)
+    cases = []
+    for S, states, actions in ((5, [0, 1, 1, 3, 1, 0], [2, 0, 3, 1, 3, 2]), (3, [2, 2, 1], [0, 1, 3])):
+        z = 1.5 * torch.randn(S, 4, generator=draw, dtype=torch.float64)
+        cases.append((z, torch.tensor(states), torch.tensor(actions)))
+
+    def loss(z, states, actions) -> Tensor:
+        return -z.log_softmax(-1)[states, actions].sum()
+
+    def differences(z, states, actions) -> dict:
+        """From the definition of a derivative, without the formula that is asked for."""
+        slope, h = torch.empty_like(z), 1e-5
+        for s, a in itertools.product(*map(range, z.shape)):
+            nudge = torch.zeros_like(z)
+            nudge[s, a] = h
+            rise = loss(z + nudge, states, actions) - loss(z - nudge, states, actions)
+            slope[s, a] = rise / (2 * h)
+        return {"gradient": slope}
+
+    def counts(z, states, actions, often=True) -> Tensor:
+        """n(s, a); or without `often`, whether the walk ever did a in s."""
+        count = torch.zeros_like(z)
+        count.index_put_((states, actions), torch.ones_like(z[0, 0]), accumulate=often)
+        return count
+
+    def mistaken(of: Callable, often: bool = True) -> Callable:
+        """What comes out of another formula in π and the counts."""
+        return lambda z, *walk: of(z.softmax(-1), counts(z, *walk, often=often))
+
+    def visits(n: Tensor) -> Tensor:
+        return n.sum(1, keepdim=True)
+
+    return grade(function, cases, differences, {"gradient": {
+        "right up to the sign: this is where the logits should go, the gradient points away from it.":
+            mistaken(lambda p, n: n - visits(n) * p),
+        "a step that occurs twice was counted once: `count[states, actions] += 1` adds 1 only once "
+        "to each place. Use a loop, or index_put_ with accumulate=True.":
+            mistaken(lambda p, n: visits(n) * p - n, often=False),
+        "n(s) is missing: every visit to a cell subtracts π(·|s) once.":
+            mistaken(lambda p, n: (n > 0).any(1, keepdim=True) * p - n),
+        "cells that the walk never visits have a gradient too. There n(s) is 0.":
+            mistaken(lambda p, n: p - n),
+        "you divided by the number of steps. The log-prob of a walk is a sum, nothing is divided.":
+            mistaken(lambda p, n: (visits(n) * p - n) / n.sum()),
+        "you divided by the visits of each cell. Nothing is divided here: a cell seen often counts "
+        "often.":
+            mistaken(lambda p, n: torch.where(visits(n) > 0, p - n / visits(n).clamp(min=1), 0)),
+        "the counts are missing: this pushes every action down and none up.":
+            mistaken(lambda p, n: visits(n) * p),
+        "the policy is missing: what one action gains, the others must lose.":
+            mistaken(lambda p, n: -n),
+    }}, "a count. Where nobody went it is zero, and that is what this lesson is about.")
+
+
 def success(function: Callable) -> str:
     """Chance to reach a goal, of P (S, 4, S), a policy (S, 4), ends and goals (S,), start (S,)."""
     draw = torch.Generator().manual_seed(7)
     cases = []
     for rows in ("SFFF", "FHFH", "FFFF", "HFGF"), ("FFSH", "GFFF", "FHFG"), ("FSFFG", "FHFHF"):
         lake = lakes.make(rows, slippery=True)
-        cases.append((lake.P, (1.5 * torch.randn(lake.P.shape[:2], generator=draw, dtype=torch.float64)).softmax(-1),
-                      lake.ends, lake.goals, lake.start))
+        z = 1.5 * torch.randn(lake.P.shape[:2], generator=draw, dtype=torch.float64)
+        cases.append((lake.P, z.softmax(-1), lake.ends, lake.goals, lake.start))
 
     def values(P, policy, ends, goals, _, discount=1.0) -> Tensor:
-        """From every cell one can stand on: move, and move again, 4096 times; an end keeps whoever is there."""
+        """From every cell one can stand on: 4096 moves; an end keeps whoever is there."""
         moves = discount * (policy[:, :, None] * P).sum(1)
         moves = torch.where(ends[:, None], torch.eye(len(ends), dtype=moves.dtype), moves)
         return (torch.linalg.matrix_power(moves, 4096) @ goals.to(moves))[~ends]
@@ -40,7 +97,10 @@ def success(function: Callable) -> str:
     def greedy(policy) -> Tensor:
         return torch.eye(4, dtype=policy.dtype)[policy.argmax(-1)]
 
-    return grade(function, cases, lambda *lake: {"success": chance(*lake)}, {"success": {
+    def uniform(policy) -> Tensor:
+        return torch.full_like(policy, 0.25)
+
+    verdict = grade(function, cases, lambda *lake: {"success": chance(*lake)}, {"success": {
         "holes count as goals in it: r is what leads onto a *goal*.":
             lambda P, policy, ends, goals, start: chance(P, policy, ends, ends, start),
         "that is the chance to drown: r is what leads onto a *goal*.":
@@ -54,12 +114,16 @@ def success(function: Callable) -> str:
         "you discounted by 0.99 per step. Success is success, however late.":
             lambda *lake: chance(*lake, discount=0.99),
         "you always took the likeliest action. The policy is a chance for each.":
-            lambda P, policy, ends, goals, start: chance(P, greedy(policy), ends, goals, start),
+            lambda P, policy, *rest: chance(P, greedy(policy), *rest),
         "you gave all four actions the same chance. The policy says how likely each is.":
-            lambda P, policy, ends, goals, start: chance(P, torch.full_like(policy, 0.25), ends, goals, start),
-        "rows and columns of the moves are swapped: a row is where you stand, a column where you get.":
-            lambda P, policy, ends, goals, start: chance(*swapped(P, policy), ends, goals, start),
+            lambda P, policy, *rest: chance(P, uniform(policy), *rest),
+        "rows and columns are swapped: a row is where you stand, a column where you get.":
+            lambda P, policy, *rest: chance(*swapped(P, policy), *rest),
     }}, "one linear system in place of ten thousand walks.", rtol=1e-3)
+    if "singular" in verdict:
+        return (f"{verdict.rstrip()} The matrix I − Q has no inverse while it holds the ends: a hole "
+                "or a goal leads to itself for ever. Keep the rows and columns of ~ends alone.")
+    return verdict
 
 
 # ----------------------------------------------------------------------- 09: live with your guesses

@@ -15,6 +15,22 @@ def right_values(P, policy, ends, goals, *_):
     ).solution[:, 0]
 
 
+def right_walk_gradient(z, states, actions):
+    z = z.clone().requires_grad_()
+    (-z.log_softmax(1)[states, actions].sum()).backward()
+    return z.grad
+
+
+def counted_once(z, states, actions):
+    count = torch.zeros_like(z)
+    count[states, actions] += 1
+    return count.sum(1, keepdim=True) * z.softmax(1) - count
+
+
+def visits(z, states):
+    return torch.bincount(states, minlength=len(z))[:, None].to(z)
+
+
 def discounts(c, gamma):
     steps = torch.arange(len(c))[None] - torch.arange(len(c))[:, None]
     return torch.tril(gamma ** steps.abs().to(c)).T
@@ -37,6 +53,7 @@ def count(config, **changes):
 
 # {grader: what solves it}
 SOLVED = {
+    "walk_gradient": right_walk_gradient,
     "success": lambda *lake: right_values(*lake) @ lake[4][~lake[2]],
     "propagation": lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma), 1),
     "peak": lambda config, weight, moment: count(config) * (2 * weight + 2 * moment),
@@ -44,6 +61,21 @@ SOLVED = {
 
 # {grader: [(what a reader might write, a piece of what must be said)]}
 WRONG = {
+    "walk_gradient": [
+        (lambda *x: -right_walk_gradient(*x), "up to the sign"),
+        (counted_once, "counted once"),
+        (lambda z, s, a: right_walk_gradient(z, s, a) + (1 - visits(z, s)) * (
+            visits(z, s) > 0) * z.softmax(1), "n(s) is missing"),
+        (lambda z, s, a: right_walk_gradient(z, s, a) + (1 - visits(z, s)) * z.softmax(1),
+         "never visits"),
+        (lambda z, s, a: right_walk_gradient(z, s, a) / len(s), "number of steps"),
+        (lambda z, s, a: right_walk_gradient(z, s, a) / visits(z, s).clamp(min=1),
+         "visits of each cell"),
+        (lambda z, s, a: visits(z, s) * z.softmax(1), "the counts are missing"),
+        (lambda z, s, a: right_walk_gradient(z, s, a) - visits(z, s) * z.softmax(1),
+         "the policy is missing"),
+        (lambda z, s, a: right_walk_gradient(z, s, a)[s], "its shape is"),
+    ],
     "success": [
         (
             lambda P, p, ends, goals, start: right_values(P, p, ends, ends) @ start[~ends],
@@ -88,9 +120,9 @@ WRONG = {
         (lambda P, p, ends, goals, start: right_values(P, p, ends, goals), "its shape is"),
         (
             lambda P, p, ends, goals, start: torch.linalg.solve(
-                torch.eye(len(start)) - (p[:, :, None] * P).sum(1), goals * 1.0
+                torch.eye(len(start)).double() - (p[:, :, None] * P).sum(1), goals.double()
             )[0],
-            "your function stopped in line",
+            "Keep the rows and columns of ~ends",
         ),
     ],
     "propagation": [
