@@ -62,6 +62,7 @@ def main(words: list[str] | None = None) -> int:
     def work() -> None:
         flags = flags_of(verb, words[1:])
         import_module(f"minialign.verbs.{verb}").run(flags)
+        import_module("minialign.parallel").end()
 
     return exit_status(f"minialign {verb}", work)
 

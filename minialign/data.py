@@ -162,9 +162,13 @@ def move(value, device):
 def collate(examples: list[Example], counts: Counts | None = None) -> Batch:
     """Examples → Batch. `counts` are those of the whole update, if these examples are part of one.
 
+    No examples make a batch of none: the network reads a token, and nothing of it is scored.
     ValueError for a prompt without tokens, since nothing would predict the first token of its
     answers.
     """
+    if not examples:
+        stand_in = Example(0, [0], [[0], [0]], ref_logps=[0.0, 0.0], rewards=[0.0, 0.0])
+        return collate([stand_in], counts).part(0, 0)
     if any(not e.prompt for e in examples):
         raise ValueError("a prompt without tokens: nothing predicts the first token of the answer")
     rows = lay_out([(e.prompt, e.answers) for e in examples])

@@ -9,7 +9,9 @@ import re
 from collections import Counter
 
 import torch
+from torch import Tensor
 
+from minialign import parallel
 from minialign.data import collate
 from minialign.generate import answers
 from minialign.logps import batch_logps
@@ -20,12 +22,14 @@ from minialign.progress import tracked
 def answer_logps(model, examples, batch_size: int,
                  progress: bool = True) -> tuple[list[list[float]], list[list[int]]]:
     """Summed log-prob and number of tokens of every answer of every example."""
-    sums, lengths = [], []
-    begins = range(0, len(examples), batch_size)
-    for begin in tracked(begins, "log-probs", show=progress):
-        part = examples[begin : begin + batch_size]
+    def ask(part) -> Tensor:
         batch = collate(part).to(model.head.device)
-        l = batch_logps(model, batch).cpu().double().sum(-1)            # (A, b)
+        return batch_logps(model, batch).cpu().double().sum(-1)         # (A, b)
+
+    sums, lengths = [], []
+    parts = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
+    shown = tracked(parts, "log-probs", show=progress)
+    for part, l in zip(shown, parallel.dealt(ask, parts), strict=True):
         if not l.isfinite().all():
             raise FloatingPointError("the model's log-probs are not finite; "
                                      "its weights are damaged or overflow in this dtype")
@@ -86,14 +90,15 @@ def share_above_zero(values: list[float]) -> float | None:
 def compare_answers(model, tokenizer, prompts: list[list[int]], wanted: list[str], batch_size: int,
                     max_new_tokens: int, progress: bool = True) -> tuple[dict, list[str]]:
     """Answer the prompts greedily: marks against the wanted texts, and the answers to read."""
-    generated = []
-    begins = range(0, len(prompts), batch_size)
-    for begin in tracked(begins, "answers", show=progress):
-        part = prompts[begin : begin + batch_size]
+    def answer(part: list[list[int]]) -> list[str]:
         pools = answers(model, tokenizer, part, 1, max_new_tokens, temperature=0.0)
-        for pool in pools:
-            text, _ = pool[0]
-            generated.append(text)
+        return [text for [(text, _)] in pools]
+
+    parts = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+    shown = tracked(parts, "answers", show=progress)
+    generated = []
+    for _, texts in zip(shown, parallel.dealt(answer, parts), strict=True):
+        generated += texts
 
     # Three marks, from the strictest to the most lenient.
     pairs = zip(generated, wanted, strict=True)

@@ -216,9 +216,13 @@ def write_tensors(path, tensors: dict, metadata: dict[str, str] | None = None) -
     safetensors' own writer first collects all tensors on the CPU, which for the checkpoint of an
     8 B model takes 75 GB of memory. Here one tensor at a time is there. The file begins with the
     length of its header, 8 bytes, and the header, JSON that says where each tensor begins and ends.
+
+    Processes that share a model must all come here; the first one writes.
     """
     # Imported here, because the rest of this file is for everybody, with torch or without.
     import torch
+
+    from minialign import parallel
 
     # Wide numbers stand before narrow ones, so that all lie where a processor reads them fast.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
@@ -233,11 +237,16 @@ def write_tensors(path, tensors: dict, metadata: dict[str, str] | None = None) -
     words = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     words += b" " * (-len(words) % 8)                                  # a multiple of 8
 
+    if not parallel.first():
+        for name in order:
+            parallel.whole(tensors[name])
+        return
     with replacing(path) as unfinished:
         try:
             with open(unfinished, "wb") as file:
                 file.write(len(words).to_bytes(8, "little") + words)
                 for name in order:
-                    file.write(tensors[name].detach().cpu().flatten().view(torch.uint8).numpy())
+                    x = parallel.whole(tensors[name]).detach()
+                    file.write(x.cpu().flatten().view(torch.uint8).numpy())
         except OSError as error:                    # it does not say which file, and `path` does
             raise OSError(error.errno, error.strerror, str(path)) from None

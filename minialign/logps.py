@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from minialign import parallel
 from minialign.data import Batch, Example, collate
 from minialign.model import wide
 from minialign.progress import tracked
@@ -166,21 +167,21 @@ def add_reference(
     This is the frozen reference that some methods measure from. It is asked once, before training,
     and need not stay in memory. What is known already, from the file of a pool, stays.
     """
-    todo = [e for e in examples if unknown_answers(e)]
-    starts = range(0, len(todo), micro_batch)
-    for i in tracked(starts, "reference", show=progress):
-        part = todo[i : i + micro_batch]
-
+    def ask(part: list[Example]) -> list[list[float]]:
         # Ask for the answers whose log-prob is not known: all others count as absent.
         asked = []
         for e in part:
-            ask = unknown_answers(e)
-            answers = [answer if a in ask else [] for a, answer in enumerate(e.answers)]
+            unknown = unknown_answers(e)
+            answers = [answer if a in unknown else [] for a, answer in enumerate(e.answers)]
             asked.append(replace(e, answers=answers, ref_logps=None))
         sums = batch_logps(model, collate(asked).to(model.head.device)).sum(-1)     # (A, B)
-        sums = sums.cpu().double()
+        return sums.cpu().double().T.tolist()
 
-        for e, new in zip(part, sums.T.tolist(), strict=True):
+    todo = [e for e in examples if unknown_answers(e)]
+    parts = [todo[i : i + micro_batch] for i in range(0, len(todo), micro_batch)]
+    shown = tracked(parts, "reference", show=progress)
+    for part, sums in zip(shown, parallel.dealt(ask, parts), strict=True):
+        for e, new in zip(part, sums, strict=True):
             known = e.ref_logps or [None] * len(e.answers)
             e.ref_logps = [new[a] if l is None else l for a, l in enumerate(known)]
 

@@ -13,6 +13,8 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from minialign import parallel
+
 # How many numbers a CPU updates at a time: the temporary results of a piece stay in its cache.
 CPU_PIECE = 2**16
 
@@ -152,14 +154,16 @@ class AdamW:
         self.first: dict[str, Tensor] = {}              # () each
         total = 0
         for name, p in self.parameters.items():
-            position = (total + 2**31) % 2**32 - 2**31
+            begin = total + parallel.rows_before(p) * (p.numel() // len(p))
+            position = (begin + 2**31) % 2**32 - 2**31
             self.first[name] = torch.tensor(position, dtype=torch.int32, device=p.device)
             total += p.numel()
 
     def gradient_norm(self) -> Tensor:
         """The norm of the whole gradient, all parameters together, () float32."""
-        norms = [norm(p.grad) for p in self.parameters.values() if p.grad is not None]
-        return norm(torch.stack(norms))
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norms = torch.stack([norm(parallel.local(g)) for g in gradients])
+        return norm(parallel.joined(norms))
 
     @torch.no_grad()
     def step(self, lr: float, scale: float = 1.0) -> None:
@@ -225,17 +229,16 @@ class AdamW:
         """Change one parameter by its gradient, and drop the gradient."""
         on_gpu = p.device.type == "cuda"
         change = compiled_adamw() if on_gpu else adamw
-        piece = p.numel() if on_gpu else CPU_PIECE
         constants = (*self.betas, self.eps)
         decays = self.weight_decay > 0 and p.dim() > 1
 
         # All are cut in the same places. Pieces of w, m and v are views: changing them changes all.
-        ws = p.view(-1).split(piece)
-        gs = p.grad.reshape(-1).split(piece)
-        vs = self.v[name].view(-1).split(piece)
+        w, g, v = parallel.local(p), parallel.local(p.grad), parallel.local(self.v[name])
+        piece = w.numel() if on_gpu else CPU_PIECE
+        ws, gs, vs = w.view(-1).split(piece), g.reshape(-1).split(piece), v.view(-1).split(piece)
         ms = [None] * len(vs)
         if name in self.m:
-            ms = self.m[name].view(-1).split(piece)
+            ms = parallel.local(self.m[name]).view(-1).split(piece)
 
         first = self.first[name]
         for w, g, m, v in zip(ws, gs, ms, vs, strict=True):
@@ -252,7 +255,7 @@ class AdamW:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Put back what `state_dict` returned."""
         for name, m in self.m.items():
-            m.copy_(state[f"m.{name}"])
+            parallel.fill(m, state[f"m.{name}"])
         for name, v in self.v.items():
-            v.copy_(state[f"v.{name}"])
+            parallel.fill(v, state[f"v.{name}"])
         self.steps = int(state["steps"])

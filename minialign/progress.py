@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
+from minialign import parallel
+
 EVERY = 30.0            # seconds between two lines
 LINE = "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
@@ -23,6 +25,8 @@ def bar(total: int, what: str, unit: str = "it", done: int = 0, stay: bool = Tru
     smoothing  the weight of the latest updates in the speed: 0 is the mean over the whole work
     delay      seconds in which the bar is not shown yet
     """
+    if not parallel.first():
+        return tqdm(disable=True)
     if sys.stderr.isatty():
         return tqdm(total=total, initial=done, desc=what, unit=unit, leave=stay,
                     smoothing=smoothing, delay=delay)

@@ -15,6 +15,7 @@ survive an interrupt (files, checkpoints, resuming) is verbs/train.py.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from minialign import parallel
 from minialign.data import Batch, Counts, Example, collate, laid_out, longest_text
 from minialign.logps import CHUNK_ELEMENTS, logit_gradient, score
 from minialign.methods.method import Method
@@ -101,11 +103,11 @@ def fused_pass(model, method: Method, batch: Batch) -> tuple[Tensor, Tensor, dic
     Returns the loss (), the log-probs (A, B, T), and info, numbers (B,) of every example.
     """
     # Forward, one pass for all answers of all prompts: tokens or embeddings → hidden states.
-    rows, head = batch.rows, model.head
+    rows = batch.rows
     hidden = model(method.inputs(model, batch), rows.positions, rows.texts)             # (1, L, C)
 
     # Score, weigh, push, outside of autograd: `states` are numbers without a history.
-    states = hidden.detach().flatten(0, 1)                                              # (L, C)
+    states, head = hidden.detach().flatten(0, 1), model.head                    # (L, C), (V, C)
     loss, logps, info, d_states, d_head = head_pass(
         states, head.detach(), method, batch, learn_head=head.requires_grad)
     if d_head is not None:
@@ -131,28 +133,40 @@ def gradient(model, method: Method, chosen: list[Example], micro_batch: int,
     """
     answers = sum(bool(answer) for e in chosen for answer in e.answers)
     counts = Counts(len(chosen), answers, sum(len(e.answers[0]) for e in chosen))
+
+    # All examples, unless several processes train together: then each takes its share of them.
+    mine = parallel.mine(sorted(chosen, key=longest_text))
     parts = []
-    for examples in passes(chosen, micro_batch, pass_tokens):
+    for examples in parallel.even_out(passes(mine, micro_batch, pass_tokens)):
         parts.append(collate(examples, counts).to(model.head.device))
 
     # What must be asked of the policy first: IFT's guesses, KTO's drift. Most methods ask nothing.
     parts = method.prepare(model, parts)
 
-    loss, sums = 0.0, {}
-    logp_sums, tokens = torch.zeros(2, 2, dtype=torch.float64)      # of wanted answers, of others
+    sums = Counter()                                        # what is not there yet is 0
     for part in parts:
-        part_loss, logps, info = fused_pass(model, method, part)
-        loss += float(part_loss)
-        logp_sums += torch.stack([logps[0].sum(), logps[1:].sum()]).cpu()
-        tokens += torch.stack([part.mask[0].sum(), part.mask[1:].sum()]).cpu()
+        loss, logps, info = fused_pass(model, method, part)
+        sums["loss"] += float(loss)
+        for name, which in ("wanted", slice(0, 1)), ("others", slice(1, None)):
+            sums[f"logp_{name}"] += float(logps[which].sum())
+            sums[f"tokens_{name}"] += int(part.mask[which].sum())
         for name, values in info.items():
-            sums[name] = sums.get(name, 0.0) + float(values.sum())
+            sums[name] += float(values.sum())
+
+    # What the other processes have found, and what the method remembers of their examples.
+    sums = parallel.added(sums)
+    parallel.share_memory(method.state_dict(), [e.index for e in mine])
+
+    # From sums to means.
+    loss = sums.pop("loss")
     sums.pop("loss_per_example", None)                      # its mean is the loss itself
-    means = {name: total / len(chosen) for name, total in sums.items()}
-    for name, total, n in zip(("logp_wanted", "logp_others"), logp_sums, tokens, strict=True):
+    per_token = {}
+    for name in "wanted", "others":
+        total, n = sums.pop(f"logp_{name}"), sums.pop(f"tokens_{name}")
         if n > 0:
-            means[name] = float(total / n)
-    return loss, means
+            per_token[f"logp_{name}"] = total / n
+    means = {name: total / len(chosen) for name, total in sums.items()}
+    return loss, means | per_token
 
 
 def passes(
@@ -298,7 +312,7 @@ def fit(
 def build_optimizer(model, recipe: Recipe) -> AdamW:
     """AdamW over the model's trainable parameters, as the recipe wants it."""
     return AdamW(
-        dict(model.named_parameters()),
+        parallel.parameters(model),
         betas=(recipe.beta1, recipe.beta2),
         weight_decay=recipe.weight_decay,
         seed=recipe.seed,

@@ -100,7 +100,7 @@ def test_the_front_of_the_house_is_small():
     """A newcomer sees the core first: few files in minialign/ itself, and only what belongs at
     the top level.
     """
-    assert len(list(PACKAGE.glob("*.py"))) <= 14
+    assert len(list(PACKAGE.glob("*.py"))) <= 15
 
 
 @pytest.mark.parametrize("wing", ["train.py", "data.py", "lab/arena.py", "bench", "verbs/train.py"])

@@ -90,6 +90,43 @@ def sheet(config: Config, load: Load, recipe: Recipe, dtype: str = "bfloat16",
     }
 
 
+def per_rank(parts: dict[str, int], config: Config, dtype: str, ranks: int,
+             adapters: Adapters | None = None) -> dict[str, int]:
+    """What one of several ranks holds that share a model out (parallel.py), from its `sheet`.
+
+    Weights, gradients and moments are divided. But at its fullest moment, whichever of three that
+    is, a rank has some weights and gradients whole:
+
+    with the last logits         the head
+    within the backward pass     the head and two layers, one of them ahead of time, and gradients
+    at the end of it             the head and the embedding table, with all of their gradients
+
+    Gradients are sent in float32, from all numbers of a tensor to those of this rank.
+    """
+    if ranks == 1:
+        return parts
+    with torch.device("meta"):
+        model = Transformer(config)
+    layer, table = sum(p.numel() for p in model.model["layers"][0].parameters()), model.head.numel()
+    tables = table if config.tie else 2 * table
+    b, sent = getattr(torch, dtype).itemsize, 4 + 4 / ranks
+    if adapters:
+        backward, end = b * (table + 2 * layer), b * tables
+    else:
+        backward = 2 * b * table + (3 * b + sent) * layer
+        end = (2 * b + sent) * tables
+
+    # The head of the sheet is what the first moment has and the others have not.
+    scored = b * table + parts["head"] + parts["activations"]
+    more = max(0, backward + parts["activations"] - scored, end - scored)
+    return {
+        **parts,
+        "weights": parts["weights"] // ranks + b * table,
+        "gradients": parts["gradients"] // ranks + int(more),
+        "optimizer": parts["optimizer"] // ranks,
+    }
+
+
 def sampling_sheet(config: Config, dtype: str, device: str, prompts: int, longest: int, k: int,
                    new: int, top_k: int | None) -> dict[str, int]:
     """Bytes of {"weights", "cache", "work"} while k answers to so many prompts are drawn.

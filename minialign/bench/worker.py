@@ -197,13 +197,16 @@ def write(spec: dict) -> Task:
     return Task(lambda: save_model(spec["folder"], model_of(spec), byte_tokenizer([])))
 
 
-WAYS = {    # flags of train: dtype, moments, inside the backward pass, checkpointing, rank of LoRA
-    "--dtype float32": ("float32", "float32", False, False, None),
-    "--dtype bfloat16": ("bfloat16", "float32", False, False, None),
-    "… --activation-checkpointing": ("bfloat16", "float32", False, True, None),
-    "… … --moments bfloat16": ("bfloat16", "bfloat16", False, True, None),
-    "… … … --inside-backward": ("bfloat16", "bfloat16", True, True, None),
-    "… … --lora-rank 16": ("bfloat16", "float32", False, True, 16),
+# Flags of train: dtype, moments, inside the backward pass, checkpointing, rank of LoRA. Then how
+# many GPUs share the model.
+WAYS = {
+    "--dtype float32": ("float32", "float32", False, False, None, 1),
+    "--dtype bfloat16": ("bfloat16", "float32", False, False, None, 1),
+    "… --activation-checkpointing": ("bfloat16", "float32", False, True, None, 1),
+    "… … and one of 8 GPUs": ("bfloat16", "float32", False, True, None, 8),
+    "… … --moments bfloat16": ("bfloat16", "bfloat16", False, True, None, 1),
+    "… … … --inside-backward": ("bfloat16", "bfloat16", True, True, None, 1),
+    "… … --lora-rank 16": ("bfloat16", "float32", False, True, 16, 1),
 }
 
 
@@ -212,14 +215,15 @@ def sheet(spec: dict) -> Task:
     config, sheets = config_of(spec), {}
     _, examples, what = training_of(spec)
     n = len(examples)
-    for flags, (dtype, moments, inside, recompute, rank) in WAYS.items():
+    for flags, (dtype, moments, inside, recompute, rank, ranks) in WAYS.items():
         if rank and config.pos != "rope":
             continue                                # adapters are for layers with Llama's names
         recipe = Recipe(batch=n, micro_batch=n, moments=moments, inside_backward=inside,
                         clip=math.inf)
         adapters = memory.Adapters(rank, 2.0 * rank) if rank else None
         load = memory.load_of(examples, recipe)
-        sheets[flags] = memory.sheet(config, load, recipe, dtype, recompute, adapters)
+        parts = memory.sheet(config, load, recipe, dtype, recompute, adapters)
+        sheets[flags] = memory.per_rank(parts, config, dtype, ranks, adapters)
     facts = {"what": what, "sheets": sheets, "free": memory.available(spec["device"])}
     return Task(lambda: None, facts)
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from minialign import parallel
 from minialign.data import Example, collate
 from minialign.logps import add_reference, batch_logps
 from minialign.methods.method import Method, reference, spread, sums_and_lengths
@@ -76,7 +77,10 @@ class KTO(Method):
             pairs = pairs.to(model.head.device)
             logps.append(batch_logps(model, pairs).sum((0, 2)))             # (b,)
             ref_logps.append(pairs.ref_logps[0])                            # (b,)
-        drift = {"kl_logps": torch.cat(logps), "kl_ref_logps": torch.cat(ref_logps)}    # (B',)
+        drift = {
+            "kl_logps": parallel.joined(torch.cat(logps)),                  # (B',)
+            "kl_ref_logps": parallel.joined(torch.cat(ref_logps)),          # (B',)
+        }
         return [replace(part, extra=part.extra | drift) for part in parts]
 
     def weigh(self, logps, batch):

@@ -85,7 +85,10 @@ class Method:
         return batch.rows.tokens
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint must keep. Most methods have no memory."""
+        """What a checkpoint must keep: tables with a row for every example of the data set.
+
+        Most methods have no memory.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

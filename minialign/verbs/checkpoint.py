@@ -8,6 +8,7 @@ import hashlib
 import json
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -17,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minialign import parallel
 from minialign.data import Example
 from minialign.files import clear_away, locked, write_json, write_tensors
 from minialign.hf.folders import finish_killed_save
@@ -42,7 +44,8 @@ def save_checkpoint(path: Path, model, optimizer: AdamW, method: Method, step: i
 
 def tensors_of(model, optimizer: AdamW, method: Method) -> dict[str, Tensor]:
     """What a checkpoint holds."""
-    tensors = {f"model.{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = parallel.parameters(model)
+    tensors = {f"model.{name}": p for name, p in parameters.items() if p.requires_grad}
     tensors |= {f"optimizer.{name}": x for name, x in optimizer.state_dict().items()}
     tensors |= {f"method.{name}": x for name, x in method.state_dict().items()}
     return tensors
@@ -60,9 +63,9 @@ def load_checkpoint(path: Path, model, optimizer: AdamW, method: Method) -> int:
         if step < 1:
             raise ValueError(f"update {step}")
         check_tensors(state, tensors_of(model, optimizer, method))
-        for name, p in model.named_parameters():
+        for name, p in parallel.parameters(model).items():
             if p.requires_grad:
-                p.data.copy_(state[f"model.{name}"])
+                parallel.fill(p, state[f"model.{name}"])
         optimizer.load_state_dict(with_prefix(state, "optimizer."))
         method.load_state_dict(with_prefix(state, "method."))
     except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OSError) as error:
@@ -75,6 +78,35 @@ def load_checkpoint(path: Path, model, optimizer: AdamW, method: Method) -> int:
 def with_prefix(state: dict, prefix: str) -> dict:
     """The tensors whose name begins so, under the rest of their name."""
     return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
+
+
+# ---------------------------------------------------------------------------- an interrupt
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user stopped the run, and what had been done by then is saved."""
+
+
+class Stop:
+    """Within its block, Ctrl-C and the SIGTERM that clusters send only set `asked`.
+
+    So the update can be finished and saved. A second signal is not waited for; but torchrun, which
+    hands signals on, may send several for one.
+    """
+
+    def __enter__(self) -> "Stop":
+        self.asked = False
+        self.handlers = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for s, handler in self.handlers.items():
+            signal.signal(s, handler)
+
+    def ask(self, *_) -> None:
+        if self.asked and parallel.world() == 1:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 # ---------------------------------------------------------------------------- the reference

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from minialign import parallel
 from minialign.bench.sheet import GIB
 from minialign.data import Example
 from minialign.evaluate import answer_logps
@@ -153,7 +154,8 @@ def check_trained(model, examples: list[Example], step: int) -> None:
 
     The loop sees what an update did only in the next one, and after the last there is none.
     """
-    finite = all(p.isfinite().all() for p in model.parameters())
+    mine = [parallel.local(p) for p in model.parameters()]
+    finite = all(parallel.gather(all(p.isfinite().all() for p in mine)))
     if finite:
         try:
             answer_logps(model, examples[:1], 1, progress=False)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from minialign import parallel
 from minialign.evaluate import answer_logps, compare_answers, marks
 from minialign.files import write_json
 from minialign.hf.datafiles import load_examples
@@ -43,6 +44,7 @@ class Flags:
 
 def run(flags: Flags) -> None:
     """A table of marks, or one JSON object."""
+    parallel.begin(flags.device)
     model, tokenizer = open_model(
         flags.model, flags.dtype, flags.device, chat_template=flags.chat_template)
     max_len = min(flags.max_len or model.config.max_len, model.config.max_len)

@@ -135,7 +135,7 @@ def exit_status(prog: str, work: Callable[[], None]) -> int:
             work()
         return 0
     except KeyboardInterrupt as stop:
-        print(f"\n{prog}: {str(stop) or 'interrupted'}", file=sys.stderr)
+        say(f"\n{prog}: {str(stop) or 'interrupted'}", by_all=False)
         return 130
     except BrokenPipeError:
         # Whoever read our output, `head` for instance, has seen enough. What Python still has to
@@ -143,25 +143,42 @@ def exit_status(prog: str, work: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
-        print(f"{prog}: error: {printable(str(error))}", file=sys.stderr)
+        say(f"{prog}: error: {printable(str(error))}")
         return 1 if machine_failed(error) else 2
     except (MemoryError, RuntimeError) as error:
+        if another_is_gone(error):
+            why = "what it said, or its exit code below, tells why"
+            print(f"{prog}: another process of this run has ended; {why}", file=sys.stderr)
+            return 1
         if not out_of_memory(error):
             raise
         cure = "a smaller --batch needs less (train: --micro-batch, --pass-tokens)"
-        print(f"{prog}: out of memory; {cure}", file=sys.stderr)
+        say(f"{prog}: out of memory; {cure}")
         return 1
     except TypeError as error:
         # Apple's GPUs have no float64, in which DFT keeps its averages and top-p adds up.
         if "MPS" not in str(error) or "float64" not in str(error):
             raise
-        print(f"{prog}: error: this computes in float64, which Apple's GPUs have not; "
-              "give --device cpu", file=sys.stderr)
+        say(f"{prog}: error: this computes in float64, which Apple's GPUs have not; "
+            "give --device cpu")
         return 2
     except FloatingPointError as error:
         # The run was asked for correctly, and its numbers left the range of numbers.
-        print(f"{prog}: {error}", file=sys.stderr)
+        say(f"{prog}: {error}")
         return 1
+
+
+def say(sentence: str, by_all: bool = True) -> None:
+    """On stderr. Of several processes each may have its own to say, or else the first one speaks.
+
+    What all of them have to say is read once: those that give way are ended before they speak.
+    """
+    from minialign import parallel
+
+    if by_all:
+        parallel.give_way()
+    if by_all or parallel.first():
+        print(sentence, file=sys.stderr)
 
 
 @contextmanager
@@ -197,3 +214,9 @@ def out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError):
         return True
     return "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def another_is_gone(error: Exception) -> bool:
+    """Did a process that this one works together with end? gloo tells it by its text alone."""
+    ends = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return "gloo" in str(error) and any(end in str(error) for end in ends)

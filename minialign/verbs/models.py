@@ -7,6 +7,9 @@ import hashlib
 
 import torch
 
+from minialign import parallel
+from minialign.bench.sheet import Adapters
+from minialign.hf import lora
 from minialign.hf.folders import check_device, load_weights, model_digest, read_config
 from minialign.hf.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer
 from minialign.lab import small, tasks
@@ -52,3 +55,22 @@ def open_model(
     """Both at once, for the verbs that do not train."""
     config, tokenizer = shape_and_tokenizer(name, chat_template)
     return read_weights(name, config, dtype, device, seed), tokenizer
+
+
+def in_one_piece(model: Transformer, adapters: Adapters | None) -> Transformer | None:
+    """The model; if it is shared out, all of it on the CPU of the first rank, None elsewhere."""
+    if parallel.world() == 1:
+        return model
+    state = parallel.whole_state(model)
+    if not parallel.first():
+        return None
+    with torch.device("meta"):
+        plain = Transformer(model.config)
+        if adapters:
+            lora.add_adapters(plain, adapters.rank, adapters.alpha, adapters.targets)
+    plain.load_state_dict(state, assign=True)
+    if model.config.tie:
+        plain.lm_head.weight = plain.model["embed_tokens"].weight
+    if hasattr(model, "hf_config"):
+        plain.hf_config = model.hf_config
+    return plain

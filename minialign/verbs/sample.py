@@ -7,12 +7,13 @@ interrupted can be continued, and no other one is.
 
 import hashlib
 import json
-from contextlib import ExitStack
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from minialign import parallel
 from minialign.bench.sheet import check_fits, sampling_sheet
 from minialign.data import Example, collate
 from minialign.files import can_write, lock
@@ -71,36 +72,45 @@ class Flags:
 
 def run(flags: Flags) -> None:
     """Draw --k answers to every prompt of --data, and append a line per prompt to --out."""
+    parallel.begin(flags.device)
     rows, out = unique_prompts(flags), Path(flags.out)
-    can_write(file=out)
+    if parallel.first():
+        can_write(file=out)
     config, tokenizer = shape_and_tokenizer(flags.model, flags.chat_template)
     encoded = encode_all(config, tokenizer, rows, flags.system)
     check_memory(config, encoded, flags)
     model = read_weights(flags.model, config, flags.dtype, flags.device, flags.seed)
     prompts = [prompt for _, prompt in rows]
 
-    # The draws of a batch depend on all of it, so a pool is continued after its last whole batch.
-    draw = digest(flags)
-    with open(out, "a", encoding="utf-8", newline="\n") as file, ExitStack() as stack:
-        lock(file.fileno(), out)
-        lines = finished_rows(out, prompts, draw)
-        done = len(lines)
-        if done < len(prompts):
-            done -= done % flags.batch
-        file.truncate(sum(len(line) + 1 for line in lines[:done]))
+    def draw_batch(begin: int) -> list[dict]:
+        """Lines of the pool for --batch prompts from number `begin` on."""
+        here = slice(begin, begin + flags.batch)
+        generator = torch.Generator(model.head.device)
+        generator.manual_seed(1_000_003 * flags.seed + begin)
+        drawn = answers(
+            model, tokenizer, encoded[here], flags.k, flags.max_new_tokens,
+            flags.temperature, flags.top_k, flags.top_p, generator)
+        return pool_rows(model, tokenizer, prompts[here], drawn, flags.system)
 
-        shown = stack.enter_context(bar(len(prompts), "sample", "prompt", done))
-        for begin in range(done, len(prompts), flags.batch):
-            here = slice(begin, begin + flags.batch)
-            generator = torch.Generator(model.head.device)
-            generator.manual_seed(1_000_003 * flags.seed + begin)
-            drawn = answers(
-                model, tokenizer, encoded[here], flags.k, flags.max_new_tokens,
-                flags.temperature, flags.top_k, flags.top_p, generator)
-            for row in pool_rows(model, tokenizer, prompts[here], drawn, flags.system):
-                file.write(json.dumps({"draw": draw, **row}, ensure_ascii=False) + "\n")
-            file.flush()
-            shown.update(len(prompts[here]))
+    # The draws of a batch depend on all of it, so a pool is continued after its last whole batch.
+    # Of several processes the first one alone has the file.
+    draw, done = digest(flags), 0
+    with open(out if parallel.first() else os.devnull, "a", encoding="utf-8", newline="\n") as file:
+        if parallel.first():
+            lock(file.fileno(), out)
+            lines = finished_rows(out, prompts, draw)
+            done = len(lines)
+            if done < len(prompts):
+                done -= done % flags.batch
+            file.truncate(sum(len(line) + 1 for line in lines[:done]))
+        done = parallel.gather(done)[0]
+
+        with bar(len(prompts), "sample", "prompt", done) as shown:
+            for drawn in parallel.dealt(draw_batch, range(done, len(prompts), flags.batch)):
+                for row in drawn:
+                    file.write(json.dumps({"draw": draw, **row}, ensure_ascii=False) + "\n")
+                file.flush()
+                shown.update(len(drawn))
     print(f"{len(prompts)} prompts with {flags.k} answers each: {out}")
 
 

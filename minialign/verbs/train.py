@@ -6,14 +6,15 @@ this file lists what a run folder holds.
 """
 
 import math
-import signal
 import sys
+from contextlib import ExitStack
 from dataclasses import Field, dataclass, fields, make_dataclass
 from pathlib import Path
 
 import torch
 
-from minialign.bench.sheet import Adapters, check_fits, load_of, parameters_of, sheet
+from minialign import parallel
+from minialign.bench.sheet import Adapters, check_fits, load_of, parameters_of, per_rank, sheet
 from minialign.data import Example
 from minialign.files import locked, write_json
 from minialign.hf import lora
@@ -25,6 +26,8 @@ from minialign.progress import bar
 from minialign.settings import bounds_in_words, setting
 from minialign.train import Recipe, build_optimizer, fit
 from minialign.verbs.checkpoint import (
+    Interrupted,
+    Stop,
     check_same_run,
     clear_run,
     fingerprint,
@@ -45,7 +48,7 @@ from minialign.verbs.checks import (
     check_trained,
 )
 from minialign.verbs.flags import ALL_TURNS, CHAT, COLUMNS, TRAIN_DTYPES, kind_of, reading
-from minialign.verbs.models import digest_of, read_weights, shape_and_tokenizer
+from minialign.verbs.models import digest_of, in_one_piece, read_weights, shape_and_tokenizer
 from minialign.verbs.watch import (
     EVAL_EVERY,
     HeldOut,
@@ -190,6 +193,9 @@ def recipe_of(flags: Flags) -> Recipe:
             f"--micro-batch as large as --batch ({flags.batch}), and neither --pass-tokens nor "
             "--clip"
         )
+    if one_pass and parallel.world() > 1:
+        raise ValueError("--inside-backward is for a single process; leave it out, since several "
+                         "share the gradients anyway")
     values = {f.name: getattr(flags, FLAG_OF.get(f.name, f.name)) for f in fields(Recipe)}
     if flags.clip is None:
         values["clip"] = math.inf if one_pass else 1.0
@@ -243,10 +249,14 @@ def resolved(flags: Flags) -> dict:
 
 def run(flags: Flags) -> None:
     """Train one model, in a folder that no other run may use at the same time."""
+    parallel.begin(flags.device)
     out = Path(flags.out)
     check_place(out)
-    with locked(out):
-        clear_run(out)
+    with ExitStack() as stack:
+        if parallel.first():
+            stack.enter_context(locked(out))
+            clear_run(out)
+        parallel.wait()                                 # the folder is there, and it is ours
         run_in(out, flags)
 
 
@@ -278,14 +288,17 @@ def run_in(out: Path, flags: Flags) -> None:
     # What the run will take of memory and disk is counted before a weight is read.
     load = load_of(examples, recipe)
     parts = sheet(shape, load, recipe, flags.dtype, flags.activation_checkpointing, adapters)
-    check_fits(parts, device, advice(flags))
+    mine = per_rank(parts, shape, flags.dtype, parallel.world(), adapters)
+    check_fits(mine, device, advice(flags))
     parameters = parameters_of(shape, flags.dtype, adapters)
     check_disk(out, parameters, parts["optimizer"], flags.checkpoint_every, flags.keep_best)
 
-    model = read_weights(flags.model, shape, flags.dtype, device, flags.seed)
+    model = read_weights(
+        flags.model, shape, flags.dtype, parallel.loaded_on(device), flags.seed)
     model.recompute = flags.activation_checkpointing
     if adapters:
         lora.add_adapters(model, adapters.rank, adapters.alpha, adapters.targets, flags.seed)
+    parallel.shard(model, device)
     updates = recipe.updates(len(examples))
     print(f"{len(examples)} examples, {truncated} truncated, {updates} updates; {method}")
     show_data(tokenizer, examples)
@@ -297,9 +310,11 @@ def run_in(out: Path, flags: Flags) -> None:
         check_pool(model, config["model_sha256"], examples, flags.negatives)
         stored = read_reference(out / "reference.json", examples)
     method.prepare_data(model, examples, max_len)
-    write_json(out / "config.json", {**config, "made_with": made_with()}, indent=2)
-    if "reference" in method.needs and not stored:
-        write_reference(out / "reference.json", examples)
+    parallel.wait()                                     # nobody looks into the folder any more
+    if parallel.first():
+        write_json(out / "config.json", {**config, "made_with": made_with()}, indent=2)
+        if "reference" in method.needs and not stored:
+            write_reference(out / "reference.json", examples)
 
     optimizer = build_optimizer(model, recipe)
     start = 0
@@ -307,7 +322,9 @@ def run_in(out: Path, flags: Flags) -> None:
         start = load_checkpoint(out / "checkpoint.safetensors", model, optimizer, method)
     log = Log(out, start, updates, held_out, flags.tensorboard)
     train(model, method, examples, recipe, optimizer, flags.checkpoint_every, out, log)
-    keep(model, tokenizer, adapters, flags, updates, held_out)
+    model = in_one_piece(model, adapters)
+    if parallel.first():
+        keep(model, tokenizer, adapters, flags, updates, held_out)
 
 
 def show_data(tokenizer, examples: list[Example]) -> None:
@@ -333,42 +350,17 @@ def train(
             shown.update()
 
             # The log must be on the disk before a checkpoint that counts on it.
-            step = record["step"]
+            step, asked = record["step"], any(parallel.gather(stop.asked))
             if step == updates:
                 check_trained(model, examples, step)
-            if every and (stop.asked or step % every == 0 or step == updates):
+            if every and (asked or step % every == 0 or step == updates):
                 log.sync()
                 save_checkpoint(out / "checkpoint.safetensors", model, optimizer, method, step)
-            if stop.asked and step < updates:
+            if asked and step < updates:
                 kept = "nothing is kept, as you asked"
                 if every:
                     kept = "the same command with --resume goes on from there"
                 raise Interrupted(f"stopped after update {step} of {updates}; {kept}")
-
-
-class Interrupted(KeyboardInterrupt):
-    """The user stopped the run, and what had been done by then is saved."""
-
-
-class Stop:
-    """Within its block, Ctrl-C and the SIGTERM that clusters send only set `asked`.
-
-    So the update can be finished and saved. A second signal is not waited for.
-    """
-
-    def __enter__(self) -> "Stop":
-        self.asked = False
-        self.handlers = {s: signal.signal(s, self.ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for s, handler in self.handlers.items():
-            signal.signal(s, handler)
-
-    def ask(self, *_) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 def keep(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from minialign import parallel
 from minialign.bench.peers.turns import used
 from minialign.bench.sheet import GIB
 from minialign.data import Example
@@ -59,7 +60,8 @@ class HeldOut:
             return
         mark = record.get("eval_pair_accuracy", -record["eval_loss"])
         if self.best_mark is None or mark > self.best_mark:
-            tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            parameters = parallel.parameters(model)
+            tensors = {name: p for name, p in parameters.items() if p.requires_grad}
             about = {"step": str(record["step"]), "mark": repr(mark)}
             write_tensors(self.best_file, tensors, about)
             self.best_mark = mark
@@ -132,6 +134,9 @@ class Log:
                  board: bool = False):
         self.start, self.updates, self.held_out = start, updates, held_out
         self.tokens, self.seconds = 0, 0.0          # since the run was started or continued
+        self.file = self.board = None               # of several ranks, the first keeps the log
+        if not parallel.first():
+            return
         path = out / "log.jsonl"
         lines = finished_lines(path, start, 0 if held_out else 1)
         write_text(path, "".join(line + "\n" for line in lines))
@@ -142,7 +147,8 @@ class Log:
         return self
 
     def __exit__(self, *_) -> None:
-        self.file.close()
+        if self.file:
+            self.file.close()
         if self.board:
             self.board.close()
 
@@ -165,6 +171,8 @@ class Log:
 
     def write(self, record: dict) -> None:
         """One line."""
+        if self.file is None:
+            return
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
         if self.board:
@@ -173,7 +181,8 @@ class Log:
 
     def sync(self) -> None:
         """Whatever was written is on the disk when this returns."""
-        os.fsync(self.file.fileno())
+        if self.file:
+            os.fsync(self.file.fileno())
 
     def state(self, record: dict, device: str) -> str:
         """What stands behind the progress bar."""

@@ -16,6 +16,7 @@ from minialign.bench.sheet import (
     available,
     check_fits,
     load_of,
+    per_rank,
     sampling_sheet,
     sheet,
 )
@@ -152,3 +153,17 @@ def test_where_nothing_tells_how_much_memory_there_is_nothing_is_refused(monkeyp
     monkeypatch.delattr(os, "sysconf")
     assert available("cpu") == math.inf
     check_fits({"weights": 10**18}, "cpu", "nothing")
+
+
+def test_ranks_divide_what_they_share():
+    """That a rank really holds so much is measured in test_parallel.py."""
+    shape, adapters = PRESETS["llama3-8b"], Adapters(16, 32.0)
+    for learnt in None, adapters:
+        load, recipe = Load(2048, 2048, 2048, 2048), Recipe(micro_batch=1)
+        one = sheet(shape, load, recipe, recompute=True, adapters=learnt)
+        assert per_rank(one, shape, "bfloat16", 1, learnt) == one
+        eight = per_rank(one, shape, "bfloat16", 8, learnt)
+        assert eight["optimizer"] == one["optimizer"] // 8
+        assert eight["weights"] == one["weights"] // 8 + 2 * shape.vocab_size * shape.d_model
+        assert eight["activations"] == one["activations"] and eight["head"] == one["head"]
+        assert sum(eight.values()) < sum(one.values()) / (4 if learnt is None else 2)

@@ -387,10 +387,10 @@ LOOP = "{% for i in range(99999) %}"
 def test_templates_that_never_end_or_write_gigabytes_are_refused(template):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ValueError, match="refuses these messages: .+"):
         tokenizer.render([{"role": "user", "content": "a"}])
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 20
     compile_template.cache_clear()
 
 
