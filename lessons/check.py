@@ -28,7 +28,14 @@ import torch
 
 from lessons.graders.ground import backward, push, score, unlikelihood
 from lessons.graders.methods import BUGS, asft, bug_hunt, planted, prefix, silent_bug
-from lessons.graders.worlds import peak, propagation, success, walk_gradient
+from lessons.graders.worlds import (
+    off_path,
+    peak,
+    propagation,
+    residual,
+    success,
+    walk_gradient,
+)
 from lessons.judge import BLANK, RIGHT, WRONG
 from minialign.generate import answers
 from minialign.hf.tokenizer import byte_tokenizer

@@ -91,9 +91,23 @@ def success(P, policy, ends, goals, start):
 # ------------------------------------------------------------- 09: Live with your guesses: the lake
 
 
-def propagation(c, gamma):
-    """c (T,) token losses → (T,) detached weights, (T,) full weights −∂L/∂logp, and 0 or 1: which of them the release uses."""
-    return ..., ..., ...
+def residual(E, z, tokens, is_answer, lam):
+    """What IFT's policy reads (L, C): (1−λ) E[token] + λ E[guess] in the answer, else E[token].
+
+    E (V, C) embeddings, z (L, V) logits of the next token, tokens (L,) int, is_answer (L,) bool
+    Hint: the guess for a place is the argmax of the logits at the place before it.
+    """
+    return ...
+
+
+def off_path(mixed, states, actions, optimal):
+    """→ share of mixed[1:] that lies off the path; in how much of that the label is right.
+
+    mixed (T, S) what is read, states (T,) and actions (T,) int: the demonstration, optimal (S, 4)
+    bool, all False where the goal cannot be reached; such cells do not count for the second number
+    Hint: the label of everything in row t is actions[t].
+    """
+    return ..., ...
 
 
 # -------------------------------------------------------------- 10: Live with your guesses: the GPT

@@ -129,6 +129,108 @@ def success(function: Callable) -> str:
 # ----------------------------------------------------------------------- 09: live with your guesses
 
 
+def residual(function: Callable) -> str:
+    """What IFT reads (L, C), of E (V, C), logits (L, V), tokens and is_answer (L,), and λ."""
+    draw = torch.Generator().manual_seed(9)
+    cases = []
+    for prompt, answer, padding, lam in (3, 4, 2, 0.3), (2, 3, 0, 0.8), (1, 5, 1, 0.2):
+        length = prompt + answer + padding
+        E = torch.randn(6, 4, generator=draw, dtype=torch.float64)
+        z = 2 * torch.randn(length, 6, generator=draw, dtype=torch.float64)
+        tokens = torch.randint(6, (length,), generator=draw)
+        places = torch.arange(length)
+        cases.append((E, z, tokens, (places >= prompt) & (places < prompt + answer), lam))
+
+    def read(E, z, tokens, is_answer, lam, shift=1, soft=False, everywhere=False) -> Tensor:
+        """Place by place, as the equation says; or with one thing wrong."""
+        rows = []
+        for t, token in enumerate(tokens.tolist()):
+            row = E[token]
+            if t >= shift and (is_answer[t] or everywhere):
+                guessed = E[int(z[t - shift].argmax())]
+                if soft:
+                    guessed = z[t - shift].softmax(-1) @ E
+                row = (1 - lam) * row + lam * guessed
+            rows.append(row)
+        return torch.stack(rows)
+
+    def mistaken(**changes) -> Callable:
+        return lambda *row: read(*row, **changes)
+
+    return grade(function, cases, lambda *row: {"embeddings": read(*row)}, {"embeddings": {
+        "you took the guess at a place from the logits of that place. They speak about the next "
+        "token: shift by one.": mistaken(shift=0),
+        "prompt and padding are mixed as well. Only tokens of the answer are.":
+            mistaken(everywhere=True),
+        "you mixed over all tokens, by their probabilities. The guess is one token, the likeliest.":
+            mistaken(soft=True),
+        "λ and 1 − λ are swapped: λ is the share of the guess.":
+            lambda E, z, tokens, is_answer, lam: read(E, z, tokens, is_answer, 1 - lam),
+        "that is the guess alone. It takes the place of the token only to the share λ.":
+            lambda E, z, tokens, is_answer, lam: read(E, z, tokens, is_answer, 1.0),
+        "nothing is mixed: these are the tokens' own embeddings.":
+            lambda E, z, tokens, is_answer, lam: E[tokens],
+    }}, "what it would have said itself, one place further on.")
+
+
+def off_path(function: Callable) -> str:
+    """Share off the path and share of right labels there, of what is read (T, S)."""
+    draw = torch.Generator().manual_seed(10)
+    cases = []
+    for T, S in (5, 9), (4, 6):
+        states = torch.randperm(S, generator=draw)[:T]
+        actions = torch.randint(4, (T,), generator=draw)
+        mixed = torch.rand(T, S, generator=draw, dtype=torch.float64) ** 4
+        mixed = mixed / mixed.sum(-1, keepdim=True)
+        optimal = torch.rand(S, 4, generator=draw) < 0.4
+        optimal[-2:] = False                        # the goal cannot be reached from there
+        cases.append((mixed, states, actions, optimal))
+
+    def told(mixed, states, actions, optimal, first=1, shift=0, holes=False) -> dict:
+        """Cell by cell, as the two numbers are defined; or with one thing wrong."""
+        off = reachable = right = 0.0
+        for t in range(first, len(states)):
+            for s in range(mixed.shape[1]):
+                if s == states[t]:
+                    continue
+                off += float(mixed[t, s])
+                if holes or optimal[s].any():
+                    reachable += float(mixed[t, s])
+                    right += float(mixed[t, s] * optimal[s, actions[t - shift]])
+        return {"share": off / (len(states) - first), "right": right / reachable, "sum": off,
+                "amount": right}
+
+    def mistaken(name: str, **changes) -> Callable:
+        return lambda *walk: told(*walk, **changes)[name]
+
+    def truth(*walk) -> dict:
+        numbers = told(*walk)
+        return {"share": numbers["share"], "right": numbers["right"]}
+
+    return grade(function, cases, truth, {
+        "share": {
+            "the first cell counts as well. It is where the walk starts; nobody has guessed it.":
+                mistaken("share", first=0),
+            "that is a sum over the steps: divide it by their number, T − 1.": mistaken("sum"),
+            "that is what lies *on* the path.": lambda *walk: 1 - told(*walk)["share"],
+            "you divided by T. The first cell does not count, T − 1 are left.":
+                lambda *walk: told(*walk)["sum"] / len(walk[1]),
+        },
+        "right": {
+            "that is how much has a right label. Divide it by what lies off the path and counts.":
+                mistaken("amount"),
+            "cells from which the goal cannot be reached have no right label. Leave them out of "
+            "the denominator.": mistaken("right", holes=True),
+            "you took the action of the step before. What stands in row t gets actions[t].":
+                mistaken("right", shift=1),
+            "the first cell counts as well.": mistaken("right", first=0),
+            "that is the share of wrong labels.": lambda *walk: 1 - told(*walk)["right"],
+        },
+    }, "how much, and with which label: that is all one has to know about the residual.")
+
+
+
+
 def propagation(function: Callable) -> str:
     """Weights of IFT's propagated loss, of token losses c (T,) and gamma: S/Z detached, with gradient, and which is used."""
     draw = torch.Generator().manual_seed(8)

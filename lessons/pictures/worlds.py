@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 
 from minialign.lab import plot
 from toy import lake as lakes
-from toy.plot import policy_map, square
+from toy.plot import STEP, WRONG, color_of, ground, policy_map, square
 
 SFT, TEACHER = plot.COLOR["sft"], "#d9a400"
 FRAME = {"fill": False, "edgecolor": "#7b3294", "linewidth": 2}
@@ -47,3 +47,73 @@ def the_lake(lake, maps, across, chances, best, by):
     curve.minorticks_off()
     plot.clean(curve)
     return figure
+
+
+# ------------------------------------------------------------- 09: Live with your guesses: the lake
+
+
+def guesses_on_the_lake(maps, shares, points, gain, lines):
+    """What is read beside the path, with which label, for how long, and what it is worth.
+
+    maps     (place, lake, what is read off the path (T, S), the path's actions (T,)) of two panels
+    shares   {place: {row: (training steps,)}}: share of what is read off the path
+    points   {place: {training step: share}}, as the reader's own functions have it
+    gain     (place, row) → mean and half-width of the difference to SFT
+    lines    {row: how the picture calls it}
+    """
+    figure, (*panels, exposure, worth) = plt.subplots(
+        1, 4, figsize=(16, 4.3), width_ratios=[1, 1, 1.1, 1.2], layout="constrained")
+    for axes, (place, lake, off, actions) in zip(panels, maps, strict=True):
+        labels_on_map(axes, lake, off, actions)
+        axes.set_title(f"{place}: what IFT reads\nbeside the path, and its label")
+
+    for name in "ift_simple", "soft mix", "neighbour noise":
+        for place, style in zip(shares, ("-", ":"), strict=True):
+            share = shares[place][name]
+            exposure.plot(range(1, len(share) + 1), share, style, color=color_of(name),
+                          linewidth=2.2, label=lines[name] if style == "-" else None)
+    label = "by your functions"
+    for place in points:
+        if points[place]:
+            exposure.plot(points[place].keys(), points[place].values(), "o", color="white",
+                          markeredgecolor=color_of("ift_simple"), markersize=8, label=label)
+            label = None
+    exposure.set(xscale="log", ylim=(0, 0.58), xlabel="training step", ylabel="share off the path",
+                 title="how much is read\n(solid: mazes, dotted: corridor)")
+    exposure.set_xticks([1, 10, len(share)], ["1", "10", str(len(share))])
+    exposure.minorticks_off()
+    exposure.legend(frameon=False, fontsize=9, loc="upper right")
+    plot.clean(exposure)
+
+    worth.axvline(0, color=SFT, linewidth=1, linestyle=":")
+    rows = [name for name in lines if name != "sft"]
+    for y, name in enumerate(rows):
+        for place, marker, shift in zip(shares, "so", (-0.13, 0.13), strict=True):
+            mean, half = gain(place, name)
+            face = color_of(name) if marker == "s" else "white"
+            worth.errorbar(mean, y + shift, xerr=half, fmt=marker, color=color_of(name),
+                           linewidth=2.2, markersize=7, markerfacecolor=face)
+    worth.set_yticks(range(len(rows)), [lines[name] for name in rows], fontsize=9)
+    worth.set(ylim=(len(rows) - 0.5, -0.6), xlabel="right actions beside the path, minus SFT's →",
+              title="what it is worth\n(squares: mazes, circles: corridor)")
+    plot.clean_rows(worth)
+    return figure
+
+
+def labels_on_map(axes, lake, off, actions):
+    """A map with its demonstration, what is read off the path, off (T, S), and the labels there."""
+    ground(axes, lake.rows)
+    columns, total = len(lake.rows[0]), off.sum(0)
+    cells = [s for s, _ in lake.best] + ["".join(lake.rows).index("G")]
+    axes.plot([s % columns for s in cells], [s // columns for s in cells], color="black",
+              linewidth=2.2)
+    for s in (total > 1e-9).nonzero()[:, 0].tolist():
+        square(axes, s, columns, facecolor=color_of("ift_simple"), linewidth=0,
+               alpha=0.2 + 0.6 * float(total[s] / total.max()))
+        a = int(actions[int(off[:, s].argmax())])
+        if lake.optimal[s].any():                   # no label is right or wrong in a hole
+            dx, dy = (STEP[a] * 0.32).tolist()
+            x, y = s % columns, s // columns
+            axes.annotate("", (x + dx, y + dy), (x - dx, y - dy), arrowprops={
+                "arrowstyle": "-|>,head_width=0.22,head_length=0.35", "linewidth": 1.8,
+                "color": "black" if lake.optimal[s, a] else WRONG, "shrinkA": 0, "shrinkB": 0})

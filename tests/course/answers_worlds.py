@@ -31,6 +31,20 @@ def visits(z, states):
     return torch.bincount(states, minlength=len(z))[:, None].to(z)
 
 
+def right_residual(E, z, tokens, is_answer, lam, shift=1, guessed=None):
+    guessed = torch.eye(len(E)).double()[z.argmax(1)] @ E if guessed is None else guessed
+    mixed = (1 - lam) * E[tokens] + lam * guessed.roll(shift, 0)
+    return torch.where(is_answer[:, None], mixed, E[tokens])
+
+
+def right_off_path(mixed, states, actions, optimal, first=1, labels=None):
+    labels = actions if labels is None else labels
+    off = mixed * (1 - torch.eye(mixed.shape[1])[states])
+    right, solvable = optimal[:, labels].T, optimal.any(1)
+    off, right = off[first:], right[first:]
+    return off.sum(1).mean(), (off * right).sum() / (off * solvable).sum()
+
+
 def discounts(c, gamma):
     steps = torch.arange(len(c))[None] - torch.arange(len(c))[:, None]
     return torch.tril(gamma ** steps.abs().to(c)).T
@@ -55,6 +69,8 @@ def count(config, **changes):
 SOLVED = {
     "walk_gradient": right_walk_gradient,
     "success": lambda *lake: right_values(*lake) @ lake[4][~lake[2]],
+    "residual": right_residual,
+    "off_path": right_off_path,
     "propagation": lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma), 1),
     "peak": lambda config, weight, moment: count(config) * (2 * weight + 2 * moment),
 }
@@ -124,6 +140,35 @@ WRONG = {
             )[0],
             "Keep the rows and columns of ~ends",
         ),
+    ],
+    "residual": [
+        (lambda *row: right_residual(*row, shift=0), "shift by one"),
+        (lambda E, z, y, m, lam: right_residual(E, z, y, torch.arange(len(y)) > 0, lam),
+         "prompt and padding are mixed"),
+        (lambda E, z, y, m, lam: right_residual(E, z, y, m, lam, guessed=z.softmax(1) @ E),
+         "by their probabilities"),
+        (lambda E, z, y, m, lam: right_residual(E, z, y, m, 1 - lam), "are swapped"),
+        (lambda E, z, y, m, lam: right_residual(E, z, y, m, 1.0), "the guess alone"),
+        (lambda E, z, y, m, lam: E[y], "nothing is mixed"),
+        (lambda E, z, y, m, lam: (1 - lam) * y + lam * z.argmax(1), "its shape is"),
+    ],
+    "off_path": [
+        (lambda *walk: right_off_path(*walk, first=0), "first cell counts as well"),
+        (lambda m, s, a, o: (right_off_path(m, s, a, o)[0] * (len(s) - 1),
+                             right_off_path(m, s, a, o)[1]), "a sum over the steps"),
+        (lambda m, s, a, o: (right_off_path(m, s, a, o)[0] * (len(s) - 1) / len(s),
+                             right_off_path(m, s, a, o)[1]), "you divided by T"),
+        (lambda *walk: (1 - right_off_path(*walk)[0], right_off_path(*walk)[1]), "*on* the path"),
+        (lambda *walk: (right_off_path(*walk)[0], right_off_path(*walk, first=0)[1]),
+         "share is right. right: the first cell"),
+        (lambda m, s, a, o: right_off_path(m, s, a, o, labels=a.roll(1)), "the step before"),
+        (lambda *walk: (right_off_path(*walk)[0], 1 - right_off_path(*walk)[1]), "wrong labels"),
+        (lambda m, s, a, o: (right_off_path(m, s, a, o)[0],
+                             right_off_path(m, s, a, o)[1]
+                             * (m * (1 - torch.eye(m.shape[1])[s]) * o.any(1))[1:].sum()
+                             / (m * (1 - torch.eye(m.shape[1])[s]))[1:].sum()),
+         "cannot be reached have no right label"),
+        (lambda *walk: right_off_path(*walk)[0], "returns 1 value(s)"),
     ],
     "propagation": [
         (
