@@ -29,6 +29,7 @@ import torch
 from lessons.graders.ground import backward, push, score, unlikelihood
 from lessons.graders.methods import BUGS, asft, bug_hunt, planted, prefix, silent_bug
 from lessons.graders.worlds import (
+    n_parameters,
     off_path,
     peak,
     propagation,
@@ -36,6 +37,7 @@ from lessons.graders.worlds import (
     success,
     walk_gradient,
 )
+from lessons.graders.yours import method
 from lessons.judge import BLANK, RIGHT, WRONG
 from minialign.generate import answers
 from minialign.hf.tokenizer import byte_tokenizer

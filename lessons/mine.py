@@ -4,8 +4,11 @@ Replace each `...` by your own lines and run the lesson again: it says what is r
 to be wrong. `torch` and `math` are here already. Each lesson's solutions stand folded at its end.
 """
 
+import math
 
 import torch
+
+from minialign.methods.method import Method, spread, sums_and_lengths
 
 # -------------------------------------------------------------------------------- 01: A GPT, opened
 
@@ -137,9 +140,36 @@ def backward(h, W, targets, lse, weights, chunk):
 # ------------------------------------------------------------------------------------- 13: For real
 
 
+def n_parameters(config):
+    """The number of parameters of a Llama, to 1 %, from the fields of its Config.
+
+    config  vocab_size, n_layer, n_head, n_kv_head, d_head, d_model, d_mlp, tie (one table or two)
+    """
+    return ...
+
+
 def peak(config, weight_bytes, moment_bytes):
-    """A Config, bytes per weight (and per gradient), bytes per moment → bytes at the peak."""
+    """Bytes at the peak of full fine-tuning with AdamW on short answers, to 10 %.
+
+    weight_bytes  of each parameter, and of its gradient
+    moment_bytes  of each moment that AdamW keeps
+    """
     return ...
 
 
 # ---------------------------------------------------------------------------------------- 14: Yours
+
+
+class Mine(Method):
+    """A method of your own. Lesson 14 says what `weigh` gets, and which laws it should keep."""
+
+    needs = ("negatives", "reference")
+    reads_others = True
+
+    def weigh(self, logps, batch):
+        """logps (A, B, T) → loss (), weights (A, B, T) = −∂loss/∂logps, a dict of numbers to log.
+
+        Hint: l, n = sums_and_lengths(logps, batch) are the log-probs (A, B) of the answers and
+        their lengths; spread(push, batch) gives a push per answer (A, B) to each of its tokens.
+        """
+        return ..., ..., {}

@@ -1,14 +1,16 @@
 """The graders of lessons 08, 09, 13 and 14."""
 
+import functools
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lessons.judge import grade
 from minialign.bench import sheet as memory
-from minialign.model import Config
+from minialign.model import Config, Transformer
 from minialign.train import Recipe
 from toy import lake as lakes
 
@@ -291,41 +293,89 @@ def propagation(function: Callable) -> str:
 
 # ------------------------------------------------------------------------------------- 13: for real
 
+SHAPES = (
+    Config(vocab_size=32_000, n_layer=32, n_head=32, d_model=4096, d_mlp=11_008),
+    Config(vocab_size=32_000, n_layer=40, n_head=32, n_kv_head=2, d_model=4096, d_mlp=2048),
+    Config(vocab_size=128_256, n_layer=16, n_head=32, n_kv_head=8, d_model=2048, d_mlp=8192,
+           tie=True),
+)
+
+
+def counted(config, tied=True, grouped=True, matrices=3, layers=True, projections=2) -> float:
+    """The number of a Llama's parameters, by somebody who got one thing wrong."""
+    C, D = config.d_model, config.d_head
+    shared = config.n_kv_head if grouped else config.n_head
+    attention = projections * C * D * (config.n_head + shared)
+    layer = attention + matrices * C * config.d_mlp
+    tables = config.vocab_size * C * (1 if tied and config.tie else 2)
+    return float(tables + (config.n_layer if layers else 1) * layer)
+
+
+MISCOUNTED = {
+    "one layer only: there are n_layer of them.": {"layers": False},
+    "a SwiGLU MLP has three matrices: gate, up and down.": {"matrices": 2},
+    "keys and values have n_kv_head heads, not n_head.": {"grouped": False},
+    "a tied head is the embedding table itself: count it once.": {"tied": False},
+    "q and o are two matrices, and so are k and v.": {"projections": 1},
+}
+
+
+def n_parameters(function: Callable) -> str:
+    """The number of parameters of a Llama, to 1 %, of a Config."""
+    cases = [(config,) for config in SHAPES]
+
+    def truth(config) -> dict:
+        """The model itself, on a device where nothing is allocated."""
+        with torch.device("meta"):
+            model = Transformer(config)
+        return {"number": float(sum(p.numel() for p in model.parameters()))}
+
+    mistakes = {
+        "the tables are missing: the embedding, and the head if it is not tied.":
+            lambda config: counted(replace(config, vocab_size=0)),
+        "these are the tables alone.": lambda config: counted(config) - counted(
+            replace(config, vocab_size=0)),
+    }
+    for words, change in MISCOUNTED.items():
+        mistakes[words] = functools.partial(counted, **change)
+    return grade(function, cases, truth, {"number": mistakes},
+                 "to 1 %, and the norms do not matter.", rtol=0.01)
+
 
 def peak(function: Callable) -> str:
-    """Bytes at the peak of full fine-tuning with AdamW: of a Config, bytes per weight and gradient, bytes per moment."""
-    cases = [
-        (Config(vocab_size=32_000, n_layer=32, n_head=32, d_model=4096, d_mlp=11_008), 2, 4),
-        (Config(vocab_size=32_000, n_layer=40, n_head=32, n_kv_head=2, d_model=4096, d_mlp=2048), 2, 2),
-        (Config(vocab_size=128_256, n_layer=16, n_head=32, n_kv_head=8, d_model=2048, d_mlp=8192, tie=True), 4, 4),
-    ]
-    load, names = memory.Load(tokens=48, attended=64, responses=32, scored=32), {2: "bfloat16", 4: "float32"}
+    """Bytes at the peak of full fine-tuning with AdamW, of a Config, bytes per parameter (and per
+    gradient), bytes per moment."""
+    cases = [(SHAPES[0], 2, 4), (SHAPES[1], 2, 2), (SHAPES[2], 4, 4)]
+    load = memory.Load(tokens=48, attended=64, responses=32, scored=32)
+    names = {2: "bfloat16", 4: "float32"}
 
     def sheet(config, weight, moment) -> dict:
-        return {"peak": sum(memory.sheet(config, load, Recipe(moments=names[moment]), names[weight]).values())}
+        parts = memory.sheet(config, load, Recipe(moments=names[moment]), names[weight])
+        return {"peak": float(sum(parts.values()))}
 
-    def counted(per_number: Callable | None = None, tied=True, grouped=True, matrices=3, layers=True) -> Callable:
-        """The bytes by somebody who got one thing wrong."""
-        def mistaken(config, weight, moment):
-            C, D = config.d_model, config.d_head
-            attention = 2 * C * D * (config.n_head + (config.n_kv_head if grouped else config.n_head))
-            layer = attention + matrices * C * config.d_mlp
-            tables = config.vocab_size * C * (1 if tied and config.tie else 2)
-            bytes_each = 2 * weight + 2 * moment if per_number is None else per_number(weight, moment)
-            return float(bytes_each * (tables + (config.n_layer if layers else 1) * layer))
-        return mistaken
+    def each(bytes_each: Callable) -> Callable:
+        """What somebody would get who holds other bytes for every parameter."""
+        return lambda config, w, m: counted(config) * bytes_each(w, m)
 
-    return grade(function, cases, sheet, {"peak": {
-        "the weights alone: learning needs a gradient and two moments for each of them.": counted(lambda w, m: w),
-        "the optimizer is missing: AdamW keeps two moments per weight.": counted(lambda w, m: 2 * w),
-        "the gradients are missing: one number per weight, in the weights' dtype.": counted(lambda w, m: w + 2 * m),
-        "AdamW keeps two moments per weight, of the gradient and of its square.": counted(lambda w, m: 2 * w + m),
-        "your moments have the size of the weights. They have a dtype of their own.": counted(lambda w, m: 4 * w),
-        "everything in float32? Weights, gradients and moments have the sizes that are given.": counted(lambda w, m: 16),
-        "that is the number of weights. How many bytes does each of them cost?": counted(lambda w, m: 1),
-        "one layer only: there are n_layer of them.": counted(layers=False),
-        "a SwiGLU MLP has three matrices: gate, up and down.": counted(matrices=2),
-        "keys and values have n_kv_head heads, not n_head.": counted(grouped=False),
-        "a tied head is the embedding table itself: count it once.": counted(tied=False),
+    mistakes = {
+        "the parameters alone: learning needs a gradient and two moments for each of them.":
+            each(lambda w, m: w),
+        "the optimizer is missing: AdamW keeps two moments per parameter.":
+            each(lambda w, m: 2 * w),
+        "the gradients are missing: one number per parameter, in the parameters' dtype.":
+            each(lambda w, m: w + 2 * m),
+        "AdamW keeps two moments per parameter, of the gradient and of its square.":
+            each(lambda w, m: 2 * w + m),
+        "your moments have the size of the parameters. They have a dtype of their own.":
+            each(lambda w, m: 4 * w),
+        "everything in float32? Parameters, gradients and moments have the sizes that are given.":
+            each(lambda w, m: 16),
+        "that is the number of parameters. How many bytes does each of them cost?":
+            each(lambda w, m: 1),
         "that is in GiB or GB. In bytes, please.": lambda *case: sheet(*case)["peak"] / 1.05e9,
-    }}, "within 10 %, before a single byte was allocated.", rtol=0.1)
+    }
+    for words, change in MISCOUNTED.items():
+        mistakes[words] = lambda config, w, m, change=change: (
+            counted(config, **change) * (2 * w + 2 * m))
+    return grade(function, cases, sheet, {"peak": mistakes},
+                 "within 10 %, before a single byte was allocated.", rtol=0.1)

@@ -117,3 +117,76 @@ def labels_on_map(axes, lake, off, actions):
             axes.annotate("", (x + dx, y + dy), (x - dx, y - dy), arrowprops={
                 "arrowstyle": "-|>,head_width=0.22,head_length=0.35", "linewidth": 1.8,
                 "color": "black" if lake.optimal[s, a] else WRONG, "shrinkA": 0, "shrinkB": 0})
+
+
+# ------------------------------------------------------------------------------------- 13: For real
+
+PARTS = {"weights": "#4477aa", "gradients": "#ee6677", "optimizer": "#ccbb44",
+         "activations": "#66ccee", "head": "#aa3377"}
+CARDS = {24: "24 GB", 80: "80 GB", 140: "141 GB"}       # GiB, and as they are sold
+
+
+def memory_bars(plans, marks, title):
+    """What a training step holds, a bar per plan.
+
+    plans   {row: {part: bytes}}
+    marks   bytes that the reader predicts for the first rows
+    title   which model, which load
+    """
+    gib = 2**30
+    figure, axes = plt.subplots(figsize=(11, 4.4), layout="constrained")
+    for size, card in CARDS.items():
+        axes.plot([size, size], [-0.4, len(plans) - 0.5], ":", color="black", linewidth=1)
+        axes.text(size, len(plans) - 0.45, f"{card} card", ha="center", va="top", fontsize=9.5)
+    left = [0.0] * len(plans)
+    for part, color in PARTS.items():
+        sizes = [parts[part] / gib for parts in plans.values()]
+        axes.barh(range(len(plans)), sizes, left=left, color=color, height=0.7)
+        axes.text(left[0] + sizes[0] / 2, -0.42, part, color=color, ha="center", va="bottom",
+                  fontsize=11, fontweight="bold")
+        left = [a + b for a, b in zip(left, sizes, strict=True)]
+
+    # The number of a row stands behind its bar, on white where it meets a card's line.
+    for y, total in enumerate(left):
+        axes.text(total + 3, y, f"{total:.0f}", va="center", fontsize=11, zorder=4,
+                  bbox={"facecolor": "white", "linewidth": 0, "pad": 1})
+    for y, mark in enumerate(marks):
+        axes.plot([mark / gib] * 2, [y - 0.42, y + 0.42], color="black", linewidth=3, zorder=5)
+        axes.text(mark / gib, y + 0.42, "yours", ha="center", va="top", fontsize=8)
+    axes.set_yticks(range(len(plans)), list(plans))
+    axes.set(ylim=(len(plans) - 0.1, -0.75), title=title,
+             xlabel="GiB at the fullest moment of a training step")
+    plot.clean(axes)
+    axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+    axes.grid(False, axis="y")
+    return figure
+
+
+# ---------------------------------------------------------------------------------------- 14: Yours
+
+MINE = "#d62728"
+
+
+def yours(results, goal):
+    """What is won on disputed questions, and what is left on agreed ones.
+
+    results   {method: [marks of every draw]}
+    goal      right on disputed questions and on agreed ones, as the task wants it at least
+    """
+    figure, axes = plt.subplots(figsize=(7.5, 5.6), layout="constrained")
+    axes.axvspan(goal[0], 1, ymin=goal[1], color="#e3f2e1", linewidth=0)
+    axes.text(0.995, 0.995, "the task", color="#3a7d34", ha="right", va="top", fontsize=11)
+    for name, draws in results.items():
+        color = MINE if name == "mine" else plot.color_of(name)
+        won = [marks["right"] for marks in draws]
+        left = [marks["agree"] for marks in draws]
+        axes.plot(won, left, "o", color=color, alpha=0.45, markersize=6, markeredgewidth=0)
+        middle = plot.average(won), plot.average(left)
+        axes.plot(*middle, "o", color=color, markersize=12)
+        words = {"base": "before training", "mine": "yours"}.get(name, name)
+        axes.annotate(words, middle, xytext=(0, -12), textcoords="offset points", color=color,
+                      ha="center", va="top", fontsize=11, fontweight="bold")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="right on disputed questions →",
+             ylabel="right on agreed questions ↑", title="30 % of the labels wrong")
+    plot.clean(axes)
+    return figure

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import torch
 
+from minialign.methods import METHODS
+from minialign.methods.method import spread, sums_and_lengths
 from minialign.model import Transformer
 
 
@@ -60,6 +62,31 @@ def full_weights(c, gamma, P=1, C=1):
     return (D @ c + P * D.T @ c - C * (c @ D @ c) / Z * D.sum(0)) / Z
 
 
+class Wanted:
+    """SFT by sums, and a fixed push down on the mean of the negatives: keeps all laws."""
+
+    def weigh(self, logps, batch):
+        l, _ = sums_and_lengths(logps, batch)
+        push = torch.cat([torch.ones_like(l[:1]), torch.full_like(l[1:], -1 / len(l[1:]))])
+        N = batch.counts.examples
+        return -(push * l).sum() / N, spread(push, batch) / N, {}
+
+
+def changed(of):
+    """The class above with one thing wrong: of(loss, weights, logps, batch) → what it returns."""
+    class Changed(Wanted):
+        def weigh(self, logps, batch):
+            return of(*super().weigh(logps, batch)[:2], logps, batch)
+    return Changed
+
+
+class Remembers(Wanted):
+    """It stops in a helper of its own."""
+
+    def weigh(self, logps, batch):
+        return self.average[batch.index]
+
+
 def count(config, **changes):
     with torch.device("meta"):
         return sum(p.numel() for p in Transformer(replace(config, **changes)).parameters())
@@ -72,6 +99,8 @@ SOLVED = {
     "residual": right_residual,
     "off_path": right_off_path,
     "propagation": lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma), 1),
+    "method": Wanted,
+    "n_parameters": lambda config: count(config),
     "peak": lambda config, weight, moment: count(config) * (2 * weight + 2 * moment),
 }
 
@@ -218,8 +247,38 @@ WRONG = {
         ),
         (lambda c, gamma: detached_weights(c, gamma), "returns 1 value(s)"),
     ],
+    "method": [
+        (changed(lambda L, w, l, b: (L, -w, {})), "right up to the sign"),
+        (changed(lambda L, w, l, b: (L, 2 * w, {})), "weights are 2 times"),
+        (changed(lambda L, w, l, b: (L, w * (torch.arange(4) < 1)[:, None, None], {})),
+         "wanted answers are right, those on the negatives are not"),
+        (changed(lambda L, w, l, b: (L, w + w.roll(1, 0), {})), "central differences"),
+        (changed(lambda L, w, l, b: (L, w + ~b.mask, {})), "pushes on places where no answer is"),
+        (changed(lambda L, w, l, b: (L + l.sum(), w, {})), "what stands outside of the answers"),
+        (changed(lambda L, w, l, b: (L - l[1, 0, 0], w + (l == l[1, 0, 0]), {})),
+         "the negatives change places"),
+        (changed(lambda L, w, l, b: (L + (l < -9e3).sum() / 0.0 * 0 if (l < -9e3).any() else L, w,
+                                     {})), "a log-prob of −10,000"),
+        (changed(lambda L, w, l, b: (L * 3 / len(b), w * 3 / len(b), {})), "do not add up"),
+        (changed(lambda L, w, l, b: (L, w.sum(-1), {})), "the weights has the shape (4, 3)"),
+        (changed(lambda L, w, l, b: (b.mask[0] * l[0], w, {})), "the loss has the shape (3, 6)"),
+        (changed(lambda L, w, l, b: (L, w)), "returns three things"),
+        (changed(lambda L, w, l, b: (float(L), w, {})), "not float"),
+        (Remembers, "of answers_worlds.py: AttributeError"),
+        (METHODS["dft"], "slope"),
+        (lambda: 7, "it is 7, which has no `weigh"),
+    ],
+    "n_parameters": [
+        (lambda config: count(config, n_layer=1), "one layer only"),
+        (lambda config: count(config, mlp="gelu"), "three matrices"),
+        (lambda config: count(config, n_kv_head=config.n_head), "n_kv_head heads"),
+        (lambda config: count(config, tie=False), "count it once"),
+        (lambda config: count(config, n_layer=0), "the tables alone"),
+        (lambda config: count(config, vocab_size=1), "the tables are missing"),
+        (lambda config: count(config) / 1e9, "up to a factor"),
+    ],
     "peak": [
-        (lambda config, weight, moment: count(config) * weight, "the weights alone"),
+        (lambda config, weight, moment: count(config) * weight, "the parameters alone"),
         (lambda config, weight, moment: count(config) * 2 * weight, "the optimizer is missing"),
         (
             lambda config, weight, moment: count(config) * (weight + 2 * moment),
@@ -227,11 +286,11 @@ WRONG = {
         ),
         (
             lambda config, weight, moment: count(config) * (2 * weight + moment),
-            "two moments per weight",
+            "two moments per parameter",
         ),
         (lambda config, weight, moment: count(config) * 4 * weight, "a dtype of their own"),
         (lambda config, weight, moment: count(config) * 16, "everything in float32?"),
-        (lambda config, weight, moment: count(config), "the number of weights"),
+        (lambda config, weight, moment: count(config), "the number of parameters"),
         (
             lambda config, weight, moment: count(config, n_layer=1) * (2 * weight + 2 * moment),
             "one layer only",
