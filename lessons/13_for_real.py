@@ -87,7 +87,8 @@ if folders and args.model == "stories260K":
     print(f"{args.model:22} logits up to {expected['logits'].abs().max():4.1f}: {off:.0e} apart")
 
 # %% [markdown]
-# The differences are rounding in float32.
+# The differences are rounding in float32. (Without a clone of the repository the tests are not
+# there, and nothing is printed.)
 #
 # ## Step 2: teach it to let people speak
 # In some of its stories somebody speaks, “in quotation marks”. Can we make that more? The package

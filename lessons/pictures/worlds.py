@@ -175,7 +175,7 @@ def yours(results, goal):
     """
     figure, axes = plt.subplots(figsize=(7.5, 5.6), layout="constrained")
     axes.axvspan(goal[0], 1, ymin=goal[1], color="#e3f2e1", linewidth=0)
-    axes.text(0.995, 0.995, "the task", color="#3a7d34", ha="right", va="top", fontsize=11)
+    axes.text(0.995, 0.975, "task", color="#3a7d34", ha="right", va="top", fontsize=11)
     for name, draws in results.items():
         color = MINE if name == "mine" else plot.color_of(name)
         won = [marks["right"] for marks in draws]
@@ -184,8 +184,8 @@ def yours(results, goal):
         middle = plot.average(won), plot.average(left)
         axes.plot(*middle, "o", color=color, markersize=12)
         words = {"base": "before training", "mine": "yours"}.get(name, name)
-        axes.annotate(words, middle, xytext=(0, -12), textcoords="offset points", color=color,
-                      ha="center", va="top", fontsize=11, fontweight="bold")
+        axes.annotate(words, middle, xytext=(-14, 0), textcoords="offset points", color=color,
+                      ha="right", va="center", fontsize=11, fontweight="bold")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="right on disputed questions →",
              ylabel="right on agreed questions ↑", title="30 % of the labels wrong")
     plot.clean(axes)
