@@ -2,159 +2,238 @@
 # # 02 · Log-probs
 # **The question:** what does a language model say about a sentence?
 #
-# Everything in this repository is done to one kind of number, the log-probability of a token given those before it. Here you
-# train a small GPT from nothing, read these numbers off it, and add some up by hand. You need to know what a softmax is.
-# Fifteen minutes, half a minute of them computing. Keep `minialign/lab/tasks.py` open beside it, later `minialign/data.py`.
+# Everything in this repository is done to one kind of number: the log-probability of a token, given
+# all the tokens before it. In this lesson you read such numbers off a small GPT, add some of them
+# up by hand, and write the function that does it for any answer. All later lessons push these
+# numbers up and down.
+#
+# You need to know what a softmax is. Fifteen minutes; about a minute of computing the first time,
+# because the small GPT has to be trained once. Keep `minialign/lab/tasks.py` open beside it, and
+# later `minialign/data.py`.
+#
+# > **Policy, prompt, response.** The model that is to be trained is called the *policy*. What it is
+# > given to read is the *prompt*; what it adds is the *response*, or answer. The words come from
+# > reinforcement learning, where a policy says how likely each action is in each state. Here the
+# > state is the text so far, and the action is the next token.
 
 # %%
 import random
 
-import matplotlib.pyplot as plt
 import torch
 
 from lessons import check
+from lessons.pictures import ground as pictures
 from minialign.data import collate
-from minialign.hf.tokenizer import byte_tokenizer
-from minialign.lab import plot, tasks
+from minialign.lab import tasks
 from minialign.logps import batch_logps
-from minialign.methods import METHODS
-from minialign.model import Transformer
-from minialign.train import Recipe, fit
 
 args = check.options()
 mine = check.mine(args)
-torch.manual_seed(0)
+model, tokenizer = check.base_model(args)
 
 # %% [markdown]
-# **Guess first.** People are asked "9.11 or 9.9?". Two thirds of them answer 9.11>9.9, because 9.11 is the later version. A
-# model that has read them gives this answer some log-prob, a sum over nine tokens: `9` `.` `1` `1` `>` `9` `.` `9` `end`. Is
-# that sum spread over all nine, or does it sit in one of them? And in which? Write your guess down.
+# ## What it has read
+# The small GPT has two layers and 0.1 million parameters. It has read some 64,000 short texts, each
+# of them a prompt and an answer. There are two kinds. Some ask to reverse four digits. The others
+# ask which of two numbers is bigger, and the answer states the comparison. These are answered by
+# ordinary people, by a Sage, who is mostly right, and by a Troll, who is mostly wrong. Nobody tells
+# the model who can be trusted, or that there is such a thing as a right answer.
 #
-# ## What it reads
-# A tokenizer cuts text into integers. Ours knows the 256 bytes, an end token, and six words. A text is a prompt and an answer:
+# A tokenizer cuts a text into integers. Ours knows the 256 bytes, an end token, and six words that
+# occur again and again. Here are a few texts, and what the model reads:
 
 # %%
-tokenizer = byte_tokenizer(tasks.WORDS)
-rng, (questions, held_out) = random.Random(0), tasks.all_questions(random.Random(0))
-texts = [tasks.base_text(rng, questions) for _ in range(1_000 if args.fast else 51_200)]
-examples = [tasks.as_example(tokenizer, i, prompt, [answer]) for i, (prompt, answer) in enumerate(texts)]
-for (prompt, answer), example in list(zip(texts, examples, strict=True))[:4]:
-    print(f"{prompt + answer:24} {example.prompt} | {example.answers[0]}")
+train, held_out = tasks.all_questions(random.Random(0))
+rng = random.Random(1)
+for i in range(5):
+    prompt, answer = tasks.base_text(rng, train)
+    example = tasks.as_example(tokenizer, i, prompt, [answer])
+    print(f"{prompt + answer:28} {example.prompt} | {example.answers[0]}")
 
 # %% [markdown]
-# Two tasks: reverse four digits; name the bigger of two numbers. The second is answered by ordinary people, by a Sage (mostly
-# right) and by a Troll (mostly wrong). Nobody tells the model which is which, or that there is such a thing as right.
-#
-# ## What it learns
-# A GPT reads tokens y₁ … y_t and returns one logit per possible next token, z (V,). Softmax makes them probabilities. By the
-# chain rule of probability an answer y to a prompt x has, whatever the model is,
-#
-#     P(y | x) = Π_t P(y_t | x, y_<t)             log P(y | x) = Σ_t log P(y_t | x, y_<t)
-#     P(v | x, y_<t) = exp z[v] / Σ_w exp z[w]    log P(y_t | x, y_<t) = z[y_t] − log Σ_w exp z[w]
-#
-# Training (supervised fine-tuning, SFT: eq. 1 of the DFT paper, 2502.18679, and lesson 05) raises these log-probs: the loss is
-# minus their mean.
+# Most ordinary people in these texts compare decimals like version numbers: 11 is more than 9, so
+# 9.11 must be bigger than 9.9. Where this rule and arithmetic disagree, a question is *disputed*.
+# The right answer to "9.11 or 9.9? " and the wrong one are made of the same tokens:
 
 # %%
-model = Transformer(tasks.small_config(tokenizer.vocab_size))
-print(f"{sum(p.numel() for p in model.parameters()):,} parameters; knowing nothing costs log {tokenizer.vocab_size} = "
-      f"{torch.tensor(float(tokenizer.vocab_size)).log():.2f} per token")
-recipe = Recipe(batch=64, micro_batch=64, lr=3e-3, warmup=0.05)
-for record in fit(model, METHODS["sft"](reduction="token_mean"), examples, recipe):
-    if record["step"] == 1 or record["step"] % 100 == 0:
-        print(f"update {record['step']:4}   loss {record['loss']:.3f}")
+everything = train + held_out
+question = next(q for q in everything if (q.first, q.second) == ("9.11", "9.9"))
+prompt, right, wrong = question.prompt(), question.right, question.wrong
+tokens = tokenizer.encode(wrong) + [tokenizer.eos_id]
+print(f"prompt {prompt!r}   right {right!r}   wrong {wrong!r}")
+print(f"the wrong answer is {len(tokens)} tokens long, counting the end token: {tokens}")
 
 # %% [markdown]
-# The first loss is that of a uniform guess. The last cannot be 0: when people disagree, no prediction is always right.
+# **Guess first.** Most of the people asked this question give the wrong answer. So the model finds
+# the wrong answer likely, but not certain: its log-prob is below 0. It is a sum over nine tokens,
+# among them “.”, “>” and the end. Is the uncertainty spread over all nine, or does it sit in one of
+# them? And in which one? Write your guess down.
+#
+# ## What a model says, exactly
+# A GPT reads tokens and returns, at every place, one logit for each token that could come next,
+# a row z of V numbers (lesson 01). Softmax turns a row into probabilities. An answer y is several
+# tokens y_1 … y_T, and the probability of all of them is a product, whatever the model is:
+#
+#     P(y | x)  =  Π_t P(y_t | x, y_<t)
+#
+# This is the chain rule of probability: the answer is y exactly if its first token is y_1, *and*,
+# given that, its second is y_2, and so on. A product of many small numbers soon underflows, so
+# everybody takes logarithms, and the product becomes a sum:
+#
+#     log P(y | x)  =  Σ_t log P(y_t | x, y_<t)            (the log of a product is a sum of logs)
+#
+# Each term comes from one row of logits. Put softmax into the logarithm:
+#
+#     log P(y_t | x, y_<t)  =  log ( exp z[y_t] / Σ_w exp z[w] )            (softmax)
+#                           =  z[y_t]  −  log Σ_w exp z[w]                  (log of a quotient)
+#
+# The last term is called logsumexp. A token's log-prob is its logit minus the logsumexp of its row.
 #
 # ## A sum by hand
-# The logits at position t speak about token t + 1. That shift by one is where this field makes its favourite bug;
-# `minialign/data.py` is the only file of the package that does it. Here it is once, in the open, for "9.9>9.11" and its end:
+# One thing is easy to get wrong. The logits at place t are computed from the tokens up to place t,
+# so they speak about the token at place t + 1. The last token of the prompt predicts the first
+# token of the answer. This shift by one is where this field makes its favourite mistake. In
+# minialign one file does it, `data.py`, and no other. Here it is once, in the open:
 
 # %%
-prompt, answer = tokenizer.encode("9.11 or 9.9? "), tokenizer.encode("9.9>9.11") + [tokenizer.eos_id]
+start = tokenizer.encode(prompt)
 with torch.no_grad():
-    z = model.logits(torch.tensor([prompt + answer]))[0]                # (L, V)
+    z = model.logits(torch.tensor([start + tokens]))[0]                 # (length, V)
 total = 0.0
-for t in range(len(prompt), len(prompt) + len(answer)):
-    token = (prompt + answer)[t]
-    logp = float(z[t - 1, token] - z[t - 1].exp().sum().log())          # what stands before t predicts t
+for place, token in enumerate(tokens, start=len(start)):
+    row = z[place - 1]                          # what stands before the token predicts it
+    logp = float(row[token] - row.exp().sum().log())
     total += logp
-    print(f"log P({tokenizer.decode([token], skip_special_tokens=False)!r:16} | …) = {logp:8.4f}")
-answers = ["9.9>9.11", "9.11>9.9", "9.12>9.9", "7.9>9.11"]
-batch = collate([tasks.as_example(tokenizer, 0, "9.11 or 9.9? ", answers)])
-with torch.no_grad():
-    logps = batch_logps(model, batch)[:, 0]                             # (A, T)
-print(f"sum by hand {total:.5f}, by the package {float(logps[0].sum()):.5f}")
+    text = tokenizer.decode([token], skip_special_tokens=False)
+    print(f"log P({text!r:15} | what stands before) = {logp:9.4f}")
+print(f"log P of the whole answer {total:.4f}, so P = {torch.tensor(total).exp():.3f}")
 
 # %% [markdown]
-# Both sums agree. The end token counts: "9.9>9.11" and "9.9>9.113" are two answers. (IFT's released code counts it only where the chat
-# template writes one.) Now let the model speak for others: the share of right answers to questions it has never seen, by who is
-# asked. `P(right)` is not sampled; it is exp of a sum like the one above.
+# The end token counts as a token of the answer: “9.9” and “9.99” begin alike, and only an end says
+# that the answer is complete. (Of the papers in this course, IFT's released code counts the end
+# token only where the chat template writes one.)
+#
+# The package computes the same numbers for many answers at once, and gives them back as a tensor
+# of shape (A, B, T). These three letters stand for the same things in the whole course: A answers
+# to each prompt, B prompts in the batch, and T places for the tokens of the longest answer. Where
+# an answer is shorter, the rest of its row is 0, and `batch.mask` is False there.
+
+# %%
+other_number, other_end = wrong.replace("9.11", "9.12"), wrong.replace("9.9", "9.8")
+answers = [right, wrong, other_number, other_end]
+batch = collate([tasks.as_example(tokenizer, 0, prompt, answers)])
+with torch.no_grad():
+    logps = batch_logps(model, batch)                                   # (A, B, T)
+print(f"shape (A, B, T) = {tuple(logps.shape)}")
+print(f"the wrong answer by the package: {float(logps[1, 0].sum()):.4f}, by hand: {total:.4f}")
+
+# %% [markdown]
+# ## Exercise 1 ●○○ (5 minutes): `log_softmax`
+# In `lessons/mine.py`, fill in `log_softmax(z)`: the log-prob of every token from rows of logits
+# (L, V), without calling torch's. The tests contain logits of 900, whose exponential overflows.
+#
+# <details><summary>Hint</summary>
+#
+# Adding the same number to a whole row of logits changes no probability (why?). So you may subtract
+# the row's largest logit first; then the largest exponential is exp 0 = 1.
+# </details>
+
+# %%
+print(check.log_softmax(mine.log_softmax))
+
+# %% [markdown]
+# ## Exercise 2 ●●○ (10 minutes): `score`
+# `score(z, tokens, is_answer)` adds up the log-probs of one answer. A row holds the prompt, the
+# answer and padding; z (L, V) are its logits, tokens (L,) its tokens, and is_answer (L,) says which
+# of the tokens belong to the answer. You may use your `log_softmax`.
+#
+# <details><summary>Hint</summary>
+#
+# Logits `z[:-1]` predict the tokens `tokens[1:]`. Which part of the mask belongs to them?
+# </details>
+
+# %%
+verdict = check.score(mine.score)
+print(verdict)
+
+# %% [markdown]
+# ## Whom does it answer for?
+# One question is an example. To say something about the model we need an average, so here are 300
+# disputed questions that were not among the texts it has read. `P(right)` is not sampled: it is exp
+# of a sum of log-probs like the one above, computed for the right answer to each question, and
+# then averaged over the questions.
 
 # %%
 disputed = [q for q in held_out if q.disputed][: 40 if args.fast else 300]
 said = {}
 for persona in tasks.PERSONAS:
-    asked = collate([tasks.as_example(tokenizer, i, q.prompt(persona), [q.right]) for i, q in enumerate(disputed)])
+    asked = collate([tasks.as_example(tokenizer, i, q.prompt(persona), [q.right])
+                     for i, q in enumerate(disputed)])
     with torch.no_grad():
         said[persona] = float(batch_logps(model, asked).sum(-1).exp().mean())
-    print(f"{persona:6} P(right) {said[persona]:.2f}   right in what it read: {tasks.RIGHT_SHARE[persona]:.2f}")
+    print(f"{persona:6} P(right) {said[persona]:.2f}"
+          f"   right in the texts it read: {tasks.RIGHT_SHARE[persona]:.2f}")
+check.talk(model, tokenizer, [prompt, "Troll: " + prompt, "Sage: " + prompt])
 
 # %% [markdown]
-# A model's probability is a report: how often texts like this one went on like that (a bar short of its line has not read
-# enough). It is no opinion about what is true. To change what it says, move probability: the subject of the other lessons.
+# A model's probability is a report: how often did texts like this one go on like that? It is no
+# opinion about what is true. Asked as the Sage, the same network, with the same weights, gives a
+# better answer. To change what it says, one has to move probability from one answer to another, and
+# that is the subject of all other lessons.
+#
+# The last three lines are sampled, three answers for each way of asking: this is what the
+# probabilities look like when the model talks.
 #
 # ## The picture
+# On the left the log-probs of four answers to our one question, token by token. On the right the
+# averages over many questions.
 
 # %%
-figure, (strips, bars) = plt.subplots(1, 2, figsize=(12, 3.6), width_ratios=[2.3, 1], layout="constrained")
-for row, (text, tokens) in enumerate(zip(answers, logps.tolist(), strict=True)):
-    for column, (name, logp) in enumerate(zip([*text, "end"], tokens, strict=False)):
-        dark = min(1.0, -logp / 6)
-        strips.add_patch(plt.Rectangle((column, -row), 0.94, 0.86, color=plt.cm.Reds(0.04 + 0.9 * dark)))
-        ink = "white" if dark > 0.5 else "black"
-        strips.text(column + 0.47, 0.5 - row, name, ha="center", fontsize=14, color=ink)
-        strips.text(column + 0.47, 0.16 - row, f"{-logp + 0:.2f}", ha="center", fontsize=10, color=ink)
-    total = -sum(tokens[: len(text) + 1])
-    strips.text(9.3, 0.43 - row, f"Σ {total:.2f}   P = {torch.tensor(-total).exp():.2g}", va="center", fontsize=12)
-strips.set(xlim=(0, 11.6), ylim=(1 - len(answers), 1), title="“9.11 or 9.9?”   −log-prob of each token: one pays for all")
-strips.axis("off")
-for x, persona in enumerate(said):
-    bars.bar(x, said[persona], color=plot.COLOR["base"], width=0.6)
-    bars.plot([x - 0.4, x + 0.4], [tasks.RIGHT_SHARE[persona]] * 2, color="black", linewidth=2)
-bars.set(title="it answers as those it read (black lines)", ylabel="probability of the right answer", ylim=(0, 1))
-bars.set_xticks(range(len(said)), ["people", "Troll", "Sage"])
-plot.clean(bars)
+if check.is_right(verdict):
+    totals, whose = [], "your score"
+    for answer in answers:
+        ids = start + tokenizer.encode(answer) + [tokenizer.eos_id]
+        with torch.no_grad():
+            z = model.logits(torch.tensor([ids]))[0]
+        is_answer = torch.arange(len(ids)) >= len(start)
+        totals.append(float(mine.score(z, torch.tensor(ids), is_answer)))
+else:
+    totals, whose = logps[:, 0].sum(-1).tolist(), "minialign's score"
+figure = pictures.logprobs(prompt, answers, logps[:, 0].tolist(), totals, whose,
+                           said, tasks.RIGHT_SHARE)
 check.show(figure, "02")
-share = float(logps[1].min() / logps[1].sum())
-print(f"Your guess? Of the log-prob of “9.11>9.9”, {share:.0%} sits in one token, number {int(logps[1].argmin()) + 1} of 9.")
-
-# %% [markdown]
-# Up to the token where the answers part, right and wrong are the same text; after it, each is sure to be finished as it began.
-# So "lower the wrong answer" means: move one token. Keep that in mind for lessons 05 to 07.
-#
-# ## Exercise ●○○ (10 minutes)
-# Score an answer from the logits. One row holds prompt, answer and padding; `is_answer` says which tokens are the answer's.
-#
-# <details><summary>Hint</summary>log_softmax over the vocabulary first. Then which logits belong to `tokens[1:]`, and which
-# part of the mask?</details>
 
 # %%
-print(check.score(mine.score))
+share = float(logps[1, 0].min() / logps[1, 0].sum())
+worst = int(logps[1, 0].argmin())
+print(f"Your guess? Of the log-prob of the wrong answer, {share:.0%} sits in one token, "
+      f"number {worst + 1} of {len(tokens)}.")
 
 # %% [markdown]
+# Up to the token where right and wrong part, they are the same text with the same log-probs. After
+# it, each of them is finished almost for sure, because what follows is copied from the question.
+# The third and the fourth answer pay for one token that contradicts the question, and no more.
+#
+# So “make the wrong answer less likely” means: move one token. Keep this in mind for lessons 05 to
+# 07, where methods push on all tokens of an answer alike.
+#
 # ## Try
-# * Ask it about "9.9 or 9.11? ". Does the order matter to it?
-# * Add the answer "9.11>9.9 " with a space before the end. Which token pays?
-# * Train on a tenth of the texts. Which task is learnt first: the form of an answer, reversing, or whom to believe?
+# * Ask it about "9.9 or 9.11? ". Does the order of the numbers matter to it?
+# * Add the answer `right + " "`, with a space before the end. Which token pays for it?
+# * Divide each sum by the number of tokens. Which of the four answers change places? (SimPO and
+#   ASFT score an answer by its mean, DPO by its sum.)
 #
 # **Next:** 03 asks how such a number is moved.
 
 # %%
 # region Solution: unfold when you have tried
+def log_softmax(z):
+    z = z - z.max(-1, keepdim=True).values                              # changes no probability
+    return z - z.exp().sum(-1, keepdim=True).log()
+
+
 def score(z, tokens, is_answer):
-    log_p = z[:-1].log_softmax(-1)                                      # position t speaks about token t + 1
+    log_p = z[:-1].log_softmax(-1)                                      # speaks about tokens[1:]
     logps = log_p.gather(1, tokens[1:, None])[:, 0]
-    return logps[is_answer[1:]].sum()                                   # the mask is shifted with the tokens
+    return logps[is_answer[1:]].sum()                                   # the mask is shifted, too
 # endregion

@@ -93,7 +93,7 @@ for a_l in -1.0, -1e-3, -1e-8:
 
 # %%
 for p_w, p_l in (0.3, 0.65), (0.65, 0.3), (0.95, 0.01):
-    told = [f"{name} {' and '.join(f'{x:7.3f}' for x in gradient_ratios(name, p_w, p_l))}" for name in ("dpo", "asft")]
+    told = [f"{name} {' and '.join(f'{x:7.3f}' for x in gradient_ratios(name, p_w, p_l)[:2])}" for name in ("dpo", "asft")]
     print(f"p_w {p_w}, p_l {p_l}: ratio in p and in log p   " + "   ".join(told))
 
 # %% [markdown]

@@ -2,155 +2,206 @@
 # # 12 · The big matrix
 # **The question:** why not just call cross-entropy?
 #
-# The last step of a language model multiplies hidden states h (N, C) by a vocabulary matrix W (V, C) and gets logits z (N, V).
-# V is 128,256 for Llama 3, and z is the largest thing in the whole computation. But a loss only wants N numbers from it. You
-# write the pass that never holds z. You need lesson 03. Fifteen minutes, half a minute of computing; file: `minialign/logps.py`.
+# All methods of this course end in the same place: the logits, where weights · (softmax − onehot)
+# is the gradient. Until now the vocabulary was small, and you could have called
+# `torch.nn.functional.cross_entropy` or `log_softmax` instead. The vocabulary of Llama 3 has
+# 128,256 tokens, and then the logits are the largest thing in the whole computation: larger than
+# all activations of the network together. But a loss only wants one number from each row. In this
+# lesson you write the two passes, forward and backward, that never hold the whole matrix.
 #
-# **Guess first.** Two answers of 4,096 tokens each, float32. How many gigabytes are their logits? And how many copies of that
-# size are alive when autograd goes back through log_softmax? Write both down.
+# You need lesson 03. Twenty minutes, half a minute of computing. Keep `minialign/logps.py` open
+# beside it.
+#
+# **Guess first.** Two answers of 4,096 tokens each, in float32. How many gigabytes are their
+# logits? And how many blocks of that size are alive at the same time when autograd goes back
+# through `log_softmax`? Write both numbers down.
 
 # %%
-import matplotlib.pyplot as plt
 import torch
 
 from lessons import check
+from lessons.pictures import ground as pictures
 from minialign.bench.sheet import memory_line
-from minialign.lab import plot
-from minialign.logps import linear_logps, logit_gradient
+from minialign.logps import linear_logps
 
 args = check.options()
-mine = check.mine(args)
+mine, ours = check.mine(args), check.OURS
 torch.manual_seed(0)
-N, C, V = (64, 16, 4_000) if args.fast else (256, 64, 128_256)
-h, W, y = torch.randn(N, C), 0.1 * torch.randn(V, C), torch.randint(V, (N,))
-weights = torch.rand(N) - 0.3                                           # some up, some down, as a method gives them
-logits_mb = N * V * 4 / 1e6
-print(f"two answers of 4,096 tokens, V = 128,256: {8192 * 128_256 * 4 / 1e9:.1f} GB of logits")
-print(f"here {N} tokens, V = {V:,}: {logits_mb:.0f} MB of logits; h takes {h.nbytes / 1e6:.2f} MB, W {W.nbytes / 1e6:.0f} MB")
 
 # %% [markdown]
-# ## What the way back needs
-# Forward, a log-prob is one logit and one logsumexp: `l_n = z_n[y_n] − lse_n`. Rows do not meet, so they can go through a few at
-# a time (a chunk), and of each row only `lse_n` need be kept.
-#
-# Backward, lesson 03 gives d_z = weights · (softmax − onehot) with softmax = exp(z − lse): z computed again, one chunk at a
-# time. From there, z_nv = Σ_c h_nc W_vc makes two sums, written out in indices:
-#
-#     ∂L/∂h_nc = Σ_v ∂L/∂z_nv · ∂z_nv/∂h_nc = Σ_v d_z[n, v] W_vc          d_h = d_z W
-#     ∂L/∂W_vc = Σ_n ∂L/∂z_nv · ∂z_nv/∂W_vc = Σ_n d_z[n, v] h_nc          d_W = d_zᵀ h
-#
-# The first is separate for every n; the second is a sum over n, which chunks add to. Nothing is approximated. Step by step, on
-# sizes small enough for autograd in float64, in chunks of 3 rows, the last one of 1:
+# The last step of a language model multiplies the hidden states h (N, C) by the vocabulary head
+# W (V, C) and gets the logits z = h Wᵀ (N, V), for N tokens that are to be predicted. Here are
+# sizes that a laptop can hold, with Llama 3's vocabulary; only the width C is small. The weights
+# stand for what a method says: some tokens are pushed up and some down.
 
 # %%
-small_h, small_W = torch.randn(7, 4, dtype=torch.float64), torch.randn(11, 4, dtype=torch.float64)
-small_y, small_w = torch.randint(11, (7,)), torch.randn(7, dtype=torch.float64)
-lse = torch.cat([(part @ small_W.T).logsumexp(-1) for part in small_h.split(3)])
-d_h, d_W = [], 0
-for part, targets, kept, w in zip(small_h.split(3), small_y.split(3), lse.split(3), small_w.split(3), strict=True):
-    log_p = part @ small_W.T - kept[:, None]                            # (3, V): z again, minus the one number kept
-    d_z = logit_gradient(log_p, targets, w)
-    d_h, d_W = [*d_h, d_z @ small_W], d_W + d_z.T @ part
-leaf_h, leaf_W = small_h.clone().requires_grad_(), small_W.clone().requires_grad_()
-(-(small_w * (leaf_h @ leaf_W.T).log_softmax(-1).gather(1, small_y[:, None])[:, 0]).sum()).backward()
-print(f"difference to autograd: d_h {float((torch.cat(d_h) - leaf_h.grad).abs().max()):.0e}, "
-      f"d_W {float((d_W - leaf_W.grad).abs().max()):.0e}")
+N, C, V = (64, 16, 4_000) if args.fast else (256, 64, 128_256)
+h, W, y = torch.randn(N, C), 0.1 * torch.randn(V, C), torch.randint(V, (N,))
+weights = torch.rand(N) - 0.3
+logits_mb = N * V * 4 / 1e6
+print(f"two answers of 4,096 tokens, V = 128,256: {8192 * 128_256 * 4 / 1e9:.1f} GB of logits")
+print(f"here {N} tokens, V = {V:,}: {logits_mb:.0f} MB of logits; "
+      f"h takes {h.nbytes / 1e6:.2f} MB, W {W.nbytes / 1e6:.0f} MB")
 
+# %% [markdown]
+# ## The way there, a few rows at a time
+# A log-prob is one logit minus one logsumexp,
+#
+#     l_n  =  z_n[y_n] − lse_n,          lse_n = log Σ_v exp z_n[v]
+#
+# Rows do not meet in this formula. So they can go through a few at a time, a *chunk*: compute the
+# logits of these rows, take two numbers from each row, and forget the logits. The memory of one
+# chunk is used again for the next.
+#
+# ## Exercise 1 ●○○ (5 minutes): `head_forward`
+# `head_forward(h, W, targets, chunk)` in `lessons/mine.py` returns the log-probs (N,) of the target
+# tokens and the logsumexps (N,). It may hold the logits of `chunk` rows at a time, and the check
+# measures that. The last chunk may be short.
+#
+# <details><summary>Hint</summary>
+#
+# `part = slice(i, i + chunk)` cuts a tensor as well as h: `targets[part]` has as many entries as
+# `h[part]` has rows. In the blank, z has the shape (rows of this part, V).
+# </details>
+
+# %%
+verdict = check.head_forward(mine.head_forward)
+print(verdict)
+forward = (mine if check.is_right(verdict) else ours).head_forward
+
+# %% [markdown]
+# ## The way back, a few rows at a time
+# Lesson 03 gives the gradient at the logits, d_z = weights · (softmax − onehot). For the softmax we
+# need the logits, which are forgotten. But they can be computed again, chunk by chunk, and the
+# logsumexp has been kept, so softmax = exp(z − lse) at once. That is the whole trick: one number
+# per row is kept instead of V, and paid for with one more product of matrices.
+#
+# From d_z it goes on as in lesson 04, each factor through the other one:
+#
+#     z[n, v]    =  Σ_c h[n, c] W[v, c]
+#     d_h[n, c]  =  Σ_v d_z[n, v] W[v, c]              d_h = d_z W            row by row
+#     d_W[v, c]  =  Σ_n d_z[n, v] h[n, c]              d_W = d_zᵀ h           a sum over all rows
+#
+# In d_h every row is by itself, so a chunk fills its own rows. d_W is a sum over the rows, so a
+# chunk *adds* its part. Nothing is approximated.
+#
+# ## Exercise 2 ●●○ (15 minutes): `head_backward`
+# `head_backward(h, W, targets, lse, weights, chunk)` returns d_h (N, C) and d_W (V, C). Again the
+# check measures how much memory was alive at the peak, so autograd through all logits does not
+# pass, although its numbers are right.
+#
+# <details><summary>Hint</summary>
+#
+# First d_z of this part: its logits, less its `lse`, through exp; subtract 1 at the targets; times
+# the weights as a column. All of h, targets, lse and weights are cut by the same `part`.
+# </details>
+
+# %%
+verdict = check.head_backward(mine.head_backward)
+print(verdict)
+backward = (mine if check.is_right(verdict) else ours).head_backward
+whose = "yours" if check.is_right(verdict) else "the solution"
 
 # %% [markdown]
 # ## What it costs
-# `linear_logps(h, W, y, chunk)` is this, as a function that autograd can call. A meter notes all bytes alive, at every moment of
-# forward and backward. "Whole" is what you would have typed: `log_softmax` of all logits, then gather.
+# A meter notes all bytes that are alive, at every moment. Three ways to the same gradients:
+#
+# * *all at once* is what you would have typed: `log_softmax` of all logits, then gather, then
+#   `backward()`;
+# * `linear_logps` is minialign's function, the same two passes as a node that autograd can call;
+# * and your two functions, called one after the other.
 
 # %%
-def measure(chunk):
-    """Forward and backward, whole (None) or in chunks: bytes alive over time, their peak, the seconds; the gradient of h."""
+def whole():
     hidden, head = h.clone().requires_grad_(), W.clone().requires_grad_()
+    logps = (hidden @ head.T).log_softmax(-1).gather(1, y[:, None])[:, 0]
+    (-(weights * logps).sum()).backward()
+    return hidden.grad
 
-    def work():
-        if chunk is None:
-            logps = (hidden @ head.T).log_softmax(-1).gather(1, y[:, None])[:, 0]
-        else:
-            logps = linear_logps(hidden, head, y, chunk)
-        (-(weights * logps).sum()).backward()
 
-    kept = (h.nbytes + W.nbytes) / 1e6                                  # hidden and head are there from the beginning
-    line = [(moment, kept + size / 1e6) for moment, size in memory_line(work)]
-    return line, max(level for _, level in line), line[-1][0], hidden.grad
+def package(chunk):
+    hidden, head = h.clone().requires_grad_(), W.clone().requires_grad_()
+    (-(weights * linear_logps(hidden, head, y, chunk)).sum()).backward()
+    return hidden.grad
 
+
+def by_hand(chunk):
+    hidden, head = h.clone(), W.clone()
+    _, lse = forward(hidden, head, y, chunk)
+    return backward(hidden, head, y, lse, weights, chunk)[0]
+
+
+# %%
+def measure(way, *chunk):
+    """Megabytes alive over time, their peak, the seconds, and the gradient of h."""
+    result = []
+    line = memory_line(lambda: result.append(way(*chunk)))
+    line = [(moment, size / 1e6) for moment, size in line]
+    return line, max(size for _, size in line), line[-1][0], result[0]
+
+
+measure(package, 64)                                                    # the first run warms up
+everything = measure(whole)
+print(f"all at once   peak {everything[1]:5.0f} MB   {everything[2]:5.2f} s")
 
 # %%
 chunks = [8, 64] if args.fast else [4, 16, 64, 256]
-measure(chunks[-1])                                                     # the first run warms up
-whole, peak, seconds, expected = measure(None)
-print(f"whole        peak {peak:5.0f} MB   {seconds:5.2f} s")
-lines, peaks, times = {}, {}, {}
-for chunk in chunks:
-    lines[chunk], peaks[chunk], times[chunk], d_h = measure(chunk)
-    print(f"chunk {chunk:4}   peak {peaks[chunk]:5.0f} MB   {times[chunk]:5.2f} s   "
-          f"largest difference in d_h {float((d_h - expected).abs().max()):.0e}")
+runs = {chunk: measure(by_hand, chunk) for chunk in chunks}
+for chunk, (_, peak, seconds, d_h) in runs.items():
+    print(f"{whose}, chunk {chunk:3}   peak {peak:5.0f} MB   {seconds:5.2f} s   "
+          f"largest difference in d_h {(d_h - everything[3]).abs().max():.0e}")
+_, peak, seconds, _ = measure(package, chunks[1])
+print(f"linear_logps, chunk {chunks[1]}   peak {peak:5.0f} MB   {seconds:5.2f} s")
 
 # %% [markdown]
-# At the peak, "whole" holds three blocks of the logits' size: log-probs, the gradient that arrives at them, and the one that
-# leaves for the logits. With small chunks there remain W, its gradient, and one product on its way there. But for each chunk all
-# of W and d_W passes through the processor, so very small ones are slow, and beyond a few dozen rows little is gained.
+# At its peak, *all at once* holds three blocks of the size of the logits: the log-probs, the
+# gradient that arrives at them, and the one that leaves for the logits. With small chunks there
+# remain W, its gradient, and one product on its way there. (W is counted in all of them, since a
+# model holds it.) But with each chunk, all of W and of d_W passes through the processor. So very
+# small chunks are slow, and beyond a few dozen rows little is gained.
 #
-# Chunks need four products with W or h where the whole needs three: z is computed twice, because a loss may tie all log-probs
-# together and its weights are known only when the last one is. In training they are known earlier, after the answers of *one*
-# prompt (no method here mixes prompts), and `fused_pass` goes back at once: three products, one prompt's logits alive.
-# The usual code keeps logits for prompt and padding, too: the label −100 masks them out of the loss, not out of the memory.
+# In training minialign goes one step further. Chunks compute z twice, because in general a loss may
+# tie all log-probs together, and then the weights are known only when the last log-prob is. But no
+# method of this course mixes prompts: when the answers to *one* prompt are scored, their weights
+# are known. So `head_pass` in `minialign/train.py` goes back at once, while these few logits still
+# exist. And the usual code keeps logits for the prompt and for padding, too: the label −100 masks
+# them out of the loss, but not out of the memory. `head_pass` never computes them.
 #
 # ## The picture
 
 # %%
-best, blue, grey = chunks[1], "#0b3c5d", "#a6a6a6"
-figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.2), width_ratios=[1.7, 1], sharey=True, layout="constrained")
-for line, color, name in (whole, grey, "all logits at once"), (lines[best], blue, f"{best} rows at a time"):
-    moments, levels = zip(*line, strict=True)
-    left.fill_between(moments, levels, step="post", color=color, linewidth=0)
-    left.text(line[-1][0], max(levels) + 0.01 * peak, name, color=color, fontsize=12, fontweight="bold", ha="right")
-left.set(xlabel="seconds: forward, then backward", ylabel="megabytes alive ↓", xlim=(0, None), ylim=(0, 1.1 * peak))
-left.set_title("The same gradient, with and without the big matrix", loc="left")
-right.plot(chunks, list(peaks.values()), "o-", color=blue, linewidth=2)
-for level, color, name in (peak, grey, f"all at once, {seconds:.2g} s"), (2 * W.nbytes / 1e6, blue, "W and its gradient"):
-    right.axhline(level, color=color, linewidth=1.5, linestyle="--")
-    right.text(chunks[0], level + 0.01 * peak, name, color=color)
-for chunk in chunks:
-    right.annotate(f"{times[chunk]:.2g} s", (chunk, peaks[chunk]), xytext=(0, 8), textcoords="offset points", ha="center")
-right.set(xscale="log", xlabel="rows at a time", title="peak")
-right.set_xticks(chunks, chunks)
-right.minorticks_off()
-for axes in left, right:
-    plot.clean(axes)
+best = chunks[1]
+figure = pictures.big_matrix(everything, runs, best, whose, 2 * W.nbytes / 1e6)
 check.show(figure, "12")
-print(f"Your guess? The logits are {logits_mb:.0f} MB; at the peak {peak / logits_mb:.1f} times that is alive, "
-      f"with {best} rows at a time {peaks[best] / logits_mb:.2f} times.")
-
-# %% [markdown]
-# ## Exercise ●●○ (15 minutes)
-# Write the backward pass for yourself. `weights` is −∂L/∂logps, a number per row; the last chunk may be short.
-#
-# <details><summary>Hint</summary>First d_z of this part, from its logits, its `lse` and lesson 03. All four slices agree. `d_h`
-# is filled, `d_W` is added to.</details>
-
-# %%
-print(check.backward(mine.backward))
+print(f"Your guess? The logits are {logits_mb:.0f} MB here, and at the peak "
+      f"{everything[1] / logits_mb:.1f} times that is alive;\nwith {best} rows at a time it is "
+      f"{runs[best][1] / logits_mb:.2f} times.")
 
 # %% [markdown]
 # ## Try
-# * Give `measure` a W in bfloat16. What is still float32, and why must it be?
-# * Set C to 1024. Which of "whole" and "chunk" gets slower faster, and why?
-# * Make all `weights` but ten zero. Which rows could be left out from the start? (`fused_pass` does.)
+# * Give both a W and an h in bfloat16. What should still be float32 inside, and why?
+# * Set C to 1024. Which of the ways gets slower faster, and why?
+# * Make all weights 0 but those of ten tokens. Which rows could be left out from the start?
 #
 # **Next:** 13, the same code on a model that other people trained.
 
 # %%
 # region Solution: unfold when you have tried
-def backward(h, W, targets, lse, weights, chunk):
+def head_forward(h, W, targets, chunk):
+    logps, lse = torch.empty_like(h[:, 0]), torch.empty_like(h[:, 0])
+    for i in range(0, len(h), chunk):
+        part = slice(i, i + chunk)
+        z = h[part] @ W.T                                               # (chunk, V)
+        lse[part] = z.logsumexp(-1)
+        logps[part] = z.gather(1, targets[part, None])[:, 0] - lse[part]
+    return logps, lse
+
+
+def head_backward(h, W, targets, lse, weights, chunk):
     d_h, d_W = torch.zeros_like(h), torch.zeros_like(W)
     for i in range(0, len(h), chunk):
         part = slice(i, i + chunk)
-        d_z = (h[part] @ W.T - lse[part, None]).exp()                   # softmax
+        d_z = (h[part] @ W.T - lse[part, None]).exp_()                  # softmax
         d_z[torch.arange(len(d_z)), targets[part]] -= 1                 # − onehot
         d_z *= weights[part, None]
         d_h[part] = d_z @ W

@@ -26,7 +26,14 @@ from pathlib import Path
 
 import torch
 
-from lessons.graders.ground import backward, push, score, unlikelihood
+from lessons.graders.backward import (
+    adamw,
+    head_backward,
+    head_forward,
+    norm_backward,
+    softmax_backward,
+)
+from lessons.graders.ground import causal_mask, log_softmax, push, rotate, score, unlikelihood
 from lessons.graders.methods import BUGS, asft, bug_hunt, planted, prefix, silent_bug
 from lessons.graders.worlds import (
     n_parameters,
@@ -126,6 +133,9 @@ class Mine:
         return functions[name]
 
 
+OURS = Mine(solved=True)            # what a lesson goes on with where a blank is not filled in yet
+
+
 def stopped(error: Exception) -> Callable:
     """A function that raises this error, for a grader to report."""
     def raises(*inputs):
@@ -136,10 +146,13 @@ def stopped(error: Exception) -> Callable:
 def solution_of(lesson: Path) -> str:
     """The source of a lesson's solutions, on the lines that it has in the file.
 
-    They stand between the comments `# region Solution` and `# endregion` at its end.
+    They stand between the comments `# region Solution` and `# endregion` at its end. A lesson that
+    is still being written may have none.
     """
     source = lesson.read_text(encoding="utf-8")
     found = re.search(r"^# region Solution.*?\n(.*?)^# endregion", source, re.DOTALL | re.MULTILINE)
+    if found is None:
+        return ""
     lines_before = source[: found.start(1)].count("\n")
     return "\n" * lines_before + found[1]
 
@@ -155,12 +168,12 @@ def is_right(verdict: str) -> bool:
 def base_model(args, seed: int = 0):
     """The small GPT before any fine-tuning, and its tokenizer.
 
-    It is trained in half a minute the first time, and then comes from out/cache. With --fast it has
+    It is trained in about a minute the first time, and then comes from out/cache. With --fast it has
     read a sixteenth of what it should have, and knows little.
     """
     if not args.fast:
         if not small.base_path(seed, CACHE).exists():
-            print("training the small GPT, about half a minute; next time it comes from out/cache")
+            print("training the small GPT, about a minute; next time it comes from out/cache")
         return small.base_model(seed, CACHE)
     model, tokenizer = hasty_model(seed)
     return copy.deepcopy(model), tokenizer

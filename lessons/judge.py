@@ -34,21 +34,24 @@ def grade(
     praise    what to say when all is right
     overflow  where to look for an inf or a nan, if this exercise has such a place
     """
-    wanted = [truth(*copy.deepcopy(inputs)) for inputs in cases]
-    names = list(wanted[0])
-
     # Ask the reader's function for its answer to every test.
-    answers = []
+    returned = []
     for inputs in cases:
         try:
-            values = function(*copy.deepcopy(inputs))
+            returned.append(function(*copy.deepcopy(inputs)))
         except Exception as error:              # whatever the reader wrote, the lesson goes on
             if "ellipsis" in str(error).lower():
                 return blank(function)
             return f"{WRONG}: your function stopped{place_of(error, function)}: {described(error)}"
-        values = as_tuple(values, len(names))
-        if any(value is None or value is ... for value in values):
+        if any(value is None or value is ... for value in as_tuple(returned[-1], 2)):
             return blank(function)
+
+    # It should have returned as many values as there are names, and numbers all of them.
+    wanted = [truth(*copy.deepcopy(inputs)) for inputs in cases]
+    names = list(wanted[0])
+    answers = []
+    for values in returned:
+        values = as_tuple(values, len(names))
         if len(values) != len(names):
             several = f"your function returns {len(values)} value(s)"
             return f"{WRONG}: {several}; it should return {', '.join(names)}."
@@ -94,10 +97,8 @@ def what_is_wrong(
     # What somebody would get who made one of the mistakes that this exercise expects.
     for sentence, mistaken in mistakes.items():
         values = [number(mistaken(*copy.deepcopy(inputs))) for inputs in cases]
-        if all(map(fits, values, want)):
-            values = [value.broadcast_to(true.shape) for value, true in zip(values, want, strict=True)]
-            if alike(got, values, rtol):
-                return sentence
+        if all(map(fits, values, want)) and alike(got, values, rtol):
+            return sentence
 
     # Mistakes that every exercise knows.
     if not all(mine.isfinite().all() for mine in got):
@@ -138,6 +139,7 @@ def first_difference(got: list[Tensor], want: list[Tensor], rtol: float) -> str:
 
 
 def alike(a: list[Tensor], b: list[Tensor], rtol: float) -> bool:
+    """Whether all numbers agree; a number in b may stand for as many as a has."""
     return all(torch.allclose(x, y, rtol=rtol, atol=1e-6) for x, y in zip(a, b, strict=True))
 
 

@@ -13,11 +13,40 @@ from minialign.methods.method import Method, spread, sums_and_lengths
 # -------------------------------------------------------------------------------- 01: A GPT, opened
 
 
+def rotate(x, angles):
+    """Queries or keys x (L, H, D), turned by angles (L, D/2): the same shape as x.
+
+    In every head, number i (a) and number i + D/2 (b) are a point that angle i turns.
+    Hint: a cos φ − b sin φ, and a sin φ + b cos φ; a, b = x.chunk(2, dim=-1).
+    """
+    return ...
+
+
+def causal_mask(length):
+    """Who may look at whom: bool (length, length), True where token t (row) may see s (column).
+
+    Hint: a token sees itself and what stands before it.
+    """
+    return ...
+
+
 # ------------------------------------------------------------------------------------ 02: Log-probs
 
 
+def log_softmax(z):
+    """The log-prob of every token, (L, V), from logits z (L, V), of any size.
+
+    Hint: subtract each row's largest logit; then z − log Σ exp z cannot overflow.
+    """
+    return ...
+
+
 def score(z, tokens, is_answer):
-    """z (L, V) logits, tokens (L,) int, is_answer (L,) bool → the answer's log-prob, one number."""
+    """The log-prob of an answer, one number.
+
+    z (L, V) logits, tokens (L,) int, is_answer (L,) bool: prompt, answer and padding on one row
+    Hint: z[:-1] speaks about tokens[1:], and the mask goes with the tokens.
+    """
     return ...
 
 
@@ -43,6 +72,32 @@ def unlikelihood(logps, wanted):
 
 
 # ------------------------------------------------------------------------------------- 04: Backward
+
+
+def norm_backward(d_y, x, w, eps):
+    """The way back through RMSNorm: d_x (L, C) and d_w (C,).
+
+    d_y (L, C) slope of the loss in the norm's output, x (L, C) its input, w (C,) its weights
+    Hint: u = x / r, d_u = d_y · w, and d_x = (d_u − u · mean of d_u · u) / r, a mean per token.
+    """
+    return ..., ...
+
+
+def softmax_backward(d_p, p):
+    """The way back through softmax: d_s, of the same shape as d_p and p (…, L).
+
+    Hint: p · (d_p − Σ d_p p), and the sum runs over the last axis.
+    """
+    return ...
+
+
+def adamw(w, g, m, v, t, lr, beta1, beta2, eps, decay):
+    """Update number t = 1, 2, … of AdamW: the new w, m and v. Change nothing in place.
+
+    w a weight tensor, g its gradient, m and v the running means so far, all of one shape
+    Hint: m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ), and ε is added to the root.
+    """
+    return ..., ..., ...
 
 
 # -------------------------------------------------------------------------------------- 05: Imitate
@@ -127,8 +182,24 @@ def bug_hunt():
 # ------------------------------------------------------------------------------- 12: The big matrix
 
 
-def backward(h, W, targets, lse, weights, chunk):
-    """h (N, C), W (V, C), targets, lse and weights (N,) → d_h (N, C), d_W (V, C), never more than `chunk` rows of logits."""
+def head_forward(h, W, targets, chunk):
+    """Log-probs (N,) and logsumexps (N,) of targets (N,), from h (N, C) and the head W (V, C).
+
+    Never more than `chunk` rows of logits are alive.
+    """
+    logps, lse = torch.empty_like(h[:, 0]), torch.empty_like(h[:, 0])
+    for i in range(0, len(h), chunk):
+        part = slice(i, i + chunk)
+        lse[part] = ...
+        logps[part] = ...
+    return logps, lse
+
+
+def head_backward(h, W, targets, lse, weights, chunk):
+    """d_h (N, C) and d_W (V, C) of loss = −Σ weights · log-prob; targets, lse, weights (N,).
+
+    Never more than a few blocks of `chunk` rows of logits are alive.
+    """
     d_h, d_W = torch.zeros_like(h), torch.zeros_like(W)
     for i in range(0, len(h), chunk):
         part = slice(i, i + chunk)

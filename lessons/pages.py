@@ -141,7 +141,7 @@ def main(numbers: list[str]) -> None:
         print(path.relative_to(check.HERE.parent))
         return
 
-    # Each lesson gets a process of its own, so that none finds what another one has drawn at random.
+    # Each lesson gets a process of its own, so that none finds what another has drawn at random.
     for number in numbers or known:
         subprocess.run([sys.executable, __file__, number], check=True)
 

@@ -7,6 +7,7 @@ Shapes in the comments: R rows of L tokens, G heads that keep keys and values of
 C the width, V the vocabulary.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -16,10 +17,14 @@ from torch import Tensor
 # Prompts are read so many tokens at a time, for what a layer computes must be held for all of them.
 READ_TOKENS = 2**14
 
-# After so many new tokens the loop looks whether all rows have stopped. To look, a GPU must finish
+# After so many new tokens the loop looks how many rows have stopped. To look, a GPU must finish
 # what it was given, while it should always have more to do. A CPU computes nothing in vain.
 CPU_LOOKS_EVERY = 1
 GPU_LOOKS_EVERY = 16
+
+# Rows that have stopped leave the batch once no more than this share of it goes on: to take them
+# out moves what the cache holds of the others, which should not be done for a row at a time.
+GOING_ON = 0.75
 
 
 class Cache:
@@ -86,6 +91,18 @@ class Cache:
         added = torch.zeros(hidden.shape, dtype=self.k.dtype, device=hidden.device)
         return added.masked_fill_(hidden, -torch.inf)[:, None]
 
+    def keep(self, kept: Tensor) -> None:
+        """Go on with some of the rows, whose numbers are `kept`, in rising order.
+
+        They move to the front of the memory that is there, layer by layer: a new cache would need
+        room beside the old one.
+        """
+        for name in "k", "v":
+            held = getattr(self, name)                              # (n_layer, R, G, slots, D)
+            for layer in held[:, :, :, : self.used]:
+                layer[: len(kept)] = layer[kept]
+            setattr(self, name, held[:, : len(kept)])
+
     def take_over(self, begin: int, read: "Cache", repeat: int) -> None:
         """Copy what another cache holds, each row of it `repeat` times, to rows from `begin` on."""
         rows = slice(begin, begin + repeat * read.k.shape[1])
@@ -140,7 +157,7 @@ def check_request(model, tokens: Tensor, lengths: Tensor | None, max_new_tokens:
                          f"exceed the {model.config.max_len} learned positions")
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def stream(model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0,
            top_k: int | None = None, top_p: float | None = None, stop: tuple[int, ...] = (),
            lengths: Tensor | None = None, generator: torch.Generator | None = None,
@@ -177,30 +194,44 @@ def stream(model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0,
     if not tokens.is_cuda:
         head = head.contiguous()
 
-    # Choose a token for every row, read these tokens, and so on. A stopped row keeps its token in
-    # `new`; none has stopped yet, so what `new` begins with does not matter.
+    # At first all rows are in the batch and none has stopped. Later r of them are, those that
+    # `rows` counts. `last` holds a token of every row, and what it begins with does not matter.
     stops = torch.tensor(stop, dtype=torch.long, device=device)
-    stopped = torch.zeros(R, dtype=torch.bool, device=device)           # (R,)
-    sound = torch.ones(R, dtype=torch.bool, device=device)              # (R,)
-    new = torch.zeros(R, dtype=torch.long, device=device)               # (R,)
+    rows = torch.arange(R, device=device)                               # (r,)
+    stopped = torch.zeros(R, dtype=torch.bool, device=device)           # (r,)
+    last = torch.zeros(R, dtype=torch.long, device=device)              # (R,)
+    checksum = torch.zeros((), device=device)
+
+    # Choose a token for every row, read these tokens, and so on. A random number is drawn for every
+    # row, in the batch or not, so that none depends on which of the others have stopped.
+    share = None
     for step in range(1, max_new_tokens + 1):
-        logits = (state @ head).float()                                 # (R, V)
-        drawn, largest = choose(logits, temperature, top_k, top_p, generator)       # (R,), (R,)
-        new = torch.where(stopped, new, drawn)                          # (R,)
-        stopped = stopped | (new[:, None] == stops).any(1)              # (R,)
-        sound = sound & largest.isfinite()              # NaN counts as larger than any number
+        logits = (state @ head).float()                                 # (r, V)
+        if temperature > 0:
+            share = torch.rand(R, 1, dtype=torch.float64, device=device, generator=generator)[rows]
+        drawn, largest = choose(logits, temperature, top_k, top_p, share)           # (r,), (r,)
+        new = torch.where(stopped, last[rows], drawn)                   # (r,)
+        last = last.index_copy(0, rows, new)                            # (R,)
+        stopped = stopped | (new[:, None] == stops).any(1)              # (r,)
+        checksum = checksum + largest.sum()             # not finite once a logit is not
 
         # Look at the numbers only now and then.
-        ends = step == max_new_tokens
+        ends, going = step == max_new_tokens, len(rows)
         if ends or step % look_every == 0:
-            if not sound.all():
+            if not math.isfinite(checksum):
                 raise FloatingPointError("the model's logits are not finite; "
                                          "its weights are damaged or overflow in this dtype")
-            ends = ends or bool(stopped.all())
-        yield new
-        if ends:
+            going -= int(stopped.sum())
+        yield last
+        if ends or going == 0:
             return
-        state = model(new[:, None], position, cache=cache)[:, 0]        # (R, C)
+
+        # Rows that have stopped leave the batch.
+        if going <= GOING_ON * len(rows):
+            kept = (~stopped).nonzero()[:, 0]                           # (going,)
+            cache.keep(kept)
+            rows, stopped, position, new = rows[kept], stopped[kept], position[kept], new[kept]
+        state = model(new[:, None], position, cache=cache)[:, 0]        # (r, C)
         position = position + 1
 
 
@@ -293,25 +324,26 @@ def answers(model, tokenizer, prompts: list[list[int]], k: int, max_new_tokens: 
 
 
 def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None,
-           generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """One token per row of logits (R, V): the likeliest at temperature 0, else a draw, (R,).
+           share: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One token per row of logits (R, V), (R,): the likeliest at temperature 0, else a draw.
 
     With it comes each row's largest logit, (R,): it is not finite if the choice makes no sense.
     top_k keeps the k likeliest tokens. top_p keeps the likeliest ones until they hold the share p:
-    a token stays if those before it hold less.
+    a token stays if those before it hold less. What decides a draw is `share` (R, 1) in float64: a
+    random number between 0 and 1 for each row.
     """
-    # Tokens are ranked only if top_k or top_p is to choose among them; else the largest will do.
+    if temperature == 0:
+        largest, tokens = logits.max(-1)                                            # (R,), (R,)
+        return tokens, largest
+
+    # Tokens are ranked only if top_k or top_p is to choose among them.
     V = logits.shape[-1]
-    narrowed = top_k is not None or (top_p is not None and top_p < 1)
-    ranked = narrowed and temperature > 0
+    ranked = top_k is not None or (top_p is not None and top_p < 1)
     if ranked:
         kept, tokens = logits.topk(V if top_k is None else min(top_k, V))           # (R, k)
         largest = kept[:, :1]                                                       # (R, 1)
     else:
-        kept = logits                                                               # (R, V)
-        largest, tokens = logits.max(-1, keepdim=True)                              # (R, 1)
-    if temperature == 0:
-        return tokens[:, 0], largest[:, 0]
+        kept, largest = logits, logits.amax(-1, keepdim=True)                       # (R, V), (R, 1)
 
     # Probabilities of the tokens that are left; top_p takes the tail away. The logits are float32,
     # in which a temperature of, say, 1e-50 would be 0 and divide by it.
@@ -319,10 +351,9 @@ def choose(logits: Tensor, temperature: float, top_k: int | None, top_p: float |
     if top_p is not None and top_p < 1:
         p = p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0)
 
-    # One random number per row, looked up in the running sum of the probabilities. (torch's own
+    # The random number is looked up in the running sum of the probabilities. (torch's own
     # multinomial would draw a random number per token.)
     below = p.double().cumsum(-1)                                                   # (R, k or V)
-    share = torch.rand(len(p), 1, dtype=below.dtype, device=p.device, generator=generator)
     aim = share * below[:, -1:]                                                     # (R, 1)
     drawn = torch.searchsorted(below, aim, right=True).clamp(max=p.shape[-1] - 1)   # (R, 1)
     if ranked:

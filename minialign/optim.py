@@ -124,7 +124,8 @@ class AdamW:
         w ← w − lr (m̂ / (√v̂ + ε) + decay · w)
 
     The arithmetic is float32 whatever the dtype of the parameters; bf16 parameters are rounded
-    stochastically. β₁ = 0 is RMSprop (with v̂ for v), and keeps no m.
+    stochastically. β₁ = 0 is RMSprop, and keeps no m. But RMSprop elsewhere, as in
+    torch.optim, divides by √v and not by √v̂: its first updates are larger, by 1/√(1−β₂ᵗ).
 
     `moments` is the dtype of m and v. bfloat16 halves their memory, and for them rounding to the
     nearest will do: an update moves a moment by 5 or 10 % of its distance from the gradient, and

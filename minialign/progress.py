@@ -1,16 +1,16 @@
 """What long work shows on stderr: a bar on a terminal, elsewhere a plain line every 30 seconds.
 
 A bar redraws itself several times a second. In the log of a batch job that would be megabytes, so
-there the same numbers come as lines.
+there the same numbers come as lines. Of several processes that torchrun has started the first shows
+what it does. No torch here.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterable
 
 from tqdm import tqdm
-
-from minialign import parallel
 
 EVERY = 30.0            # seconds between two lines
 LINE = "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
@@ -25,7 +25,7 @@ def bar(total: int, what: str, unit: str = "it", done: int = 0, stay: bool = Tru
     smoothing  the weight of the latest updates in the speed: 0 is the mean over the whole work
     delay      seconds in which the bar is not shown yet
     """
-    if not parallel.first():
+    if os.environ.get("RANK", "0") != "0":              # torchrun numbers its processes
         return tqdm(disable=True)
     if sys.stderr.isatty():
         return tqdm(total=total, initial=done, desc=what, unit=unit, leave=stay,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from minialign.files import write_json, write_tensors
 from minialign.hf.jsonfiles import read_json
+from minialign.hf.places import shipped_folder
 from minialign.hf.weights import check_tensors
 from minialign.model import Transformer
 
@@ -129,7 +130,12 @@ def merge(model: Transformer) -> None:
 
 
 def save_adapters(folder: str | Path, model: Transformer, base: str) -> None:
-    """Writes the adapters alone, as a folder that PEFT opens on top of the model `base`."""
+    """Writes the adapters alone, as a folder that PEFT opens on top of the model `base`.
+
+    PEFT would look on the hub for a name that only this package knows, so of a shipped model it
+    gets the folder.
+    """
+    base = str(shipped_folder(base) or base)
     layers = adapted_layers(model)
     names = {name.rpartition(".")[2] for name in layers}
     first = next(iter(layers.values()))

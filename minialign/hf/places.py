@@ -21,9 +21,14 @@ def local_folder(path: str | Path) -> Path:
     A name that stands for something else is only looked up if nothing of that name is here. Raises
     as `hub.local_folder` does.
     """
+    return shipped_folder(path) or hub.local_folder(path)
+
+
+def shipped_folder(path: str | Path) -> Path | None:
+    """The folder of a shipped model, if `path` is the name of one; else None."""
     if str(path) in MODELS and not Path(path).exists():
-        return SHIPPED / str(path)
-    return hub.local_folder(path)
+        return SHIPPED.resolve() / str(path)
+    return None
 
 
 def model_folder(path: str | Path) -> Path:

@@ -1,22 +1,15 @@
-"""The arena: fine-tuning runs of the small GPT, many of them at once, all measured alike.
+"""The arena: fine-tuning runs of the small GPT, all measured alike.
 
 A `Run` says everything that a fine-tuning run depends on, its seed aside. The seed fixes the base
 model, the questions, the order of the data and the exam, so runs of one seed can be compared pair
-by pair. Processes share the work, one thread each. Who runs against whom is decided elsewhere, in
-race.py and in the studies.
+by pair. Many of them at once: workers.py. Who runs against whom is decided elsewhere, in race.py
+and in the studies.
 """
 
 import copy
-import multiprocessing
-import os
 import random
-import sys
-import threading
-import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from multiprocessing.managers import SyncManager
 from pathlib import Path
 
 import torch
@@ -24,10 +17,10 @@ import torch
 from minialign.data import Batch, Example, collate
 from minialign.generate import answers
 from minialign.lab import tasks
-from minialign.lab.small import COURSES, FIT, base_model, base_path, fitness
+from minialign.lab.places import PLACES, after_a_slip, by_place
+from minialign.lab.small import COURSES, base_model, fitness
 from minialign.logps import batch_logps
 from minialign.methods import METHODS, Method, build_method
-from minialign.progress import bar
 from minialign.train import Recipe, fit
 
 RECIPE = Recipe(epochs=3, batch=32, micro_batch=32, lr=5e-4, negatives=2)
@@ -44,6 +37,9 @@ TOP_K = 50              # negatives are drawn among that many likeliest tokens
 LOGGED = {"step", "epoch", "loss", "lr", "gradient_norm", "tokens", "seconds", "logp_wanted",
           "logp_others"}
 
+# Marks whose change a run reports too: of whole answers, and of the right one place by place.
+LOG_PROBS = ("good_logp", "bad_logp", *(f"good_{place}" for place in PLACES))
+
 
 @dataclass(frozen=True)
 class Run:
@@ -58,7 +54,7 @@ class Run:
     noise        share of the labels that are the wrong answer
     filtered     drop every example whose label is among its negatives
     init         what is fine-tuned: "base", "untrained", or a method's name, for the base model
-                 after training with that method on the same data, for as many updates
+                 after training with that method on the same data, by RECIPE
     """
 
     method: str | type[Method]      # a name in METHODS, or a class
@@ -151,6 +147,8 @@ class Exam:
             ]
             return collate(examples)
 
+        slips = [after_a_slip(q) for q in disputed[:N_SKILL]]
+        self.slips = {place: batch([asked[place] for asked in slips]) for place in slips[0]}
         pairs = [(q.prompt(), [q.right, q.wrong]) for q in disputed]
         self.disputed = batch(pairs)
         self.curve = batch(pairs[:N_CURVE])
@@ -159,11 +157,18 @@ class Exam:
 
     @torch.no_grad()
     def grade(self, model) -> dict[str, float]:
-        """All marks of a model, by the names they have in JSON."""
-        logps = batch_logps(model, self.disputed).sum(-1)               # (2, questions)
+        """All marks of a model, by the names they have in JSON.
+
+        lost_behind    what the right answers lose of their probability behind the fork
+        good_PLACE     the right answers' log-prob at that place (places.py)
+        recovery_PLACE the probability of the rest of them after a slip there
+        """
+        places = by_place(model, self.disputed)                         # (3, 2, questions)
+        logps = places.sum(0)                                           # (2, questions)
         right, wrong = logps.exp().mean(1).tolist()
         good, bad = logps.mean(1).tolist()
-        return {
+        at_the_fork = places[:2, 0].sum(0).exp().mean().item()
+        marks = {
             "right": right,
             "wrong": wrong,
             "garbage": 1 - right - wrong,
@@ -172,7 +177,15 @@ class Exam:
             "skill": batch_logps(model, self.reversals).sum(-1).exp().mean().item(),
             "good_logp": good,
             "bad_logp": bad,
+            "lost_behind": at_the_fork - right,
         }
+
+        # The right answer's log-prob place by place, and what becomes of it after a slip.
+        for place, logp in zip(PLACES, places[:, 0].mean(1).tolist(), strict=True):
+            marks[f"good_{place}"] = logp
+        for place, asked in self.slips.items():
+            marks[f"recovery_{place}"] = batch_logps(model, asked).sum(-1).exp().mean().item()
+        return marks
 
     def greedy(self, model) -> float:
         """Share of disputed questions answered right at temperature 0.
@@ -244,8 +257,7 @@ def watch(model, watched: Batch) -> list[float]:
 
 
 def base_job(seed: int, cache: Path, ticks) -> tuple[dict, float]:
-    """Train the base model of a seed, or find it in the cache; returns its marks and its fitness.
-    """
+    """Train the base model of a seed, or find it in the cache: its marks and its fitness."""
     torch.set_num_threads(1)
     left = sum(COURSES)
 
@@ -264,7 +276,7 @@ def base_job(seed: int, cache: Path, ticks) -> tuple[dict, float]:
 def run_job(seed: int, run: Run, cache: Path, ticks) -> dict:
     """Fine-tune on the data of a seed, and report everything that is measured on the way.
 
-    →   the marks at the end; "good_logp_change" and "bad_logp_change" since the start; "seconds" in
+    →   the marks at the end; those of LOG_PROBS + "_change" since the start; "seconds" in
         the training loop; "info", the method's own numbers averaged over the updates; "curve", a
         list of [update, right, wrong (held out), wanted, negatives (training)] log-probs
     """
@@ -290,93 +302,22 @@ def run_job(seed: int, run: Run, cache: Path, ticks) -> dict:
     shortened = [replace(e, answers=e.answers[:3], rewards=None) for e in examples[:N_WATCHED]]
     watched = collate(shortened)
 
-    model = starting_point(run.init, base, examples, recipe)
+    model = starting_point(run.init, base, examples, replace(RECIPE, seed=seed))
     method.prepare_data(model, examples, progress=False)
     if run.init != "base":
         before = exam.grade(model)
 
     curve = [[0, *exam.point(model), *watch(model, watched)]]
-    seconds, infos = 0.0, {}
+    seconds, infos, last = 0.0, {}, recipe.updates(len(examples))
     for record in fit(model, method, examples, recipe):
         seconds += record["seconds"]
         for name in record.keys() - LOGGED:
-            infos[name] = infos.get(name, 0.0) + record[name] / recipe.updates(len(examples))
-        if record["step"] % CURVE_EVERY == 0:
+            infos[name] = infos.get(name, 0.0) + record[name] / last
+        if record["step"] % CURVE_EVERY == 0 or record["step"] == last:
             curve.append([record["step"], *exam.point(model), *watch(model, watched)])
         ticks.put(1)
-    ticks.put(recipe.updates(N_TRAIN) - recipe.updates(len(examples)))
+    ticks.put(recipe.updates(N_TRAIN) - last)
 
     after = exam.grade(model)
-    changes = {
-        "good_logp_change": after["good_logp"] - before["good_logp"],
-        "bad_logp_change": after["bad_logp"] - before["bad_logp"],
-    }
+    changes = {f"{mark}_change": after[mark] - before[mark] for mark in LOG_PROBS}
     return {**after, **changes, "seconds": seconds, "curve": curve, "info": infos}
-
-
-def follow(parent: int) -> None:
-    """End this process when its parent is gone, however it went; called as a worker begins."""
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=look, daemon=True).start()
-
-
-def run_all(runs: dict, seeds: list[int], cache: Path) -> tuple[list[dict], dict]:
-    """Every run on every seed, all cores busy, one progress bar for everything.
-
-    runs   {label: Run}
-    →      the base models' marks, one per seed, and {label: [marks of every seed]}
-
-    When it is interrupted, or a run fails, the workers are stopped before the error goes on.
-    """
-    updates = sum(run.recipe.updates(N_TRAIN) for run in runs.values())
-    untrained = [seed for seed in seeds if not base_path(seed, cache).exists()]
-    total = len(seeds) * updates + len(untrained) * sum(COURSES)
-    base = [{} for _ in seeds]
-    results = {label: [{} for _ in seeds] for label in runs}
-    fitnesses: dict[int, float] = {}
-
-    context = multiprocessing.get_context("spawn")
-    shown = bar(total, "base models", "update", smoothing=0.02)
-    manager = SyncManager(ctx=context)
-    manager.start(follow, (os.getpid(),))
-    with shown, manager:
-        ticks = manager.Queue()
-        not_workers = multiprocessing.active_children()         # the manager, and our caller's own
-        workers = min(os.cpu_count() or 1, 8)
-        pool = ProcessPoolExecutor(workers, context, initializer=follow, initargs=(os.getpid(),))
-        waiting = {}
-        try:
-            for s, seed in enumerate(seeds):
-                waiting[pool.submit(base_job, seed, cache, ticks)] = None, s
-            while waiting:
-                done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                for future in done:
-                    label, s = waiting.pop(future)
-                    if label is not None:
-                        results[label][s] = future.result()
-                        continue
-                    # The base model of this seed is there: its runs can begin.
-                    base[s], fitnesses[seeds[s]] = future.result()
-                    for name, run in runs.items():
-                        waiting[pool.submit(run_job, seeds[s], run, cache, ticks)] = name, s
-                if all(base):
-                    shown.set_description("fine-tuning")
-                while not ticks.empty():
-                    shown.update(ticks.get())
-        finally:
-            if waiting:
-                for process in multiprocessing.active_children():
-                    if process not in not_workers:
-                        process.terminate()
-            pool.shutdown(cancel_futures=True)
-
-    # Such a model is taken as it is, and its row of the table has more garbage than others.
-    for seed, x in fitnesses.items():
-        if x < FIT:
-            print(f"the base model of seed {seed} is not fit: after {sum(COURSES)} updates it "
-                  f"copies or reverses with probability {x:.3f}, not {FIT}", file=sys.stderr)
-    return base, results

@@ -17,7 +17,8 @@ from minialign.files import replacing
 
 # Safe for the colour-blind (after Okabe and Ito, and Tol); relatives share a hue.
 COLOR = {
-    "base": "#8c8c8c", "sft": "#4d4d4d", "sft x3": "#a6a6a6",
+    "base": "#8c8c8c", "sft": "#4d4d4d", "sft x3": "#a6a6a6", "sft sum": "#7a7a7a",
+    "sft filtered": "#9467bd", "sft → dpo": "#d4a5c4", "dft, plain negatives": "#8fbbe0",
     "asft": "#d55e00", "dft": "#0072b2", "dft2": "#56b4e9", "ift": "#009e73", "ift_eq21": "#66c2a5",
     "dpo": "#cc79a7", "dpop": "#aa4499", "spin": "#882255", "ipo": "#dda0c8", "kto": "#b07aa1",
     "rdpo": "#e377c2", "orpo": "#e69f00", "cpo": "#c49c00", "simpo": "#8c6d31",
@@ -106,20 +107,21 @@ def answer_bars(
     names_before = None
     for i, (title, settings) in enumerate(panels.items()):
         answers, kept = grid[0][2 * i : 2 * i + 2]
-        for y, (setting, marks) in enumerate(reversed(settings.items())):
+        empty = rows - len(settings)            # below the rows of a panel that has fewer
+        for y, (setting, marks) in enumerate(reversed(settings.items()), start=empty):
             answer_row(answers, kept, y, marks, color_of(setting, colors))
 
         # What the three parts of a bar are is written above the first row.
         left, top = 0.0, next(iter(settings.values()))
         for mark, words in (("right", "right"), ("wrong", "known wrong"), ("garbage", "garbage")):
             share = average(top[mark])
-            answers.text(left + share / 2, len(settings) - 0.5, words, ha="center", fontsize=8.5,
+            answers.text(left + share / 2, rows - 0.5, words, ha="center", fontsize=8.5,
                          color="#555555")
             left += share
 
         # Panels with the same rows name them once.
         names = list(reversed(settings))
-        answers.set_yticks(range(len(names)), [] if names == names_before else names)
+        answers.set_yticks(range(empty, rows), [] if names == names_before else names)
         names_before = names
         answers.set(xlim=(0, 1.03), ylim=(-0.6, rows - 0.2), title=title,
                     xlabel="share of the answers to “9.11 or 9.9?”")

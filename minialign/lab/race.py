@@ -3,6 +3,9 @@
 One small GPT per seed gives its own negatives and is fine-tuned by each method, once with clean
 labels and once with 30 % wrong ones. What is measured is exact: the probability of the right
 answer, of the known wrong one, and of everything else, on questions that nobody trained on.
+
+Where labels are wrong, controls say what a method's gain is made of: SFT with the same data cleaned
+by a filter, DFT with negatives that tell less, both with labels that tell nothing.
 """
 
 from dataclasses import replace
@@ -10,13 +13,21 @@ from pathlib import Path
 
 from minialign.files import can_write, write_json
 from minialign.lab import plot
-from minialign.lab.arena import N_TRAIN, RECIPE, Run, run_all
+from minialign.lab.arena import N_TRAIN, RECIPE, Run
+from minialign.lab.tasks import RIGHT_SHARE
+from minialign.lab.workers import run_all
 from minialign.methods import METHODS
 from minialign.stats import mean_interval, p_value, show, table
 
-CONDITIONS = {"clean": 0.0, "noisy": 0.3}           # share of the labels that name the wrong number
+CONDITIONS = {"clean": 0.0, "noisy": 0.3}           # share of the labels that are the wrong answer
 TITLES = {"clean": "every label right", "noisy": "30 % of the labels wrong"}
-CONTROL = "sft x3"      # SFT with three times the updates: what the negatives cost in compute
+HALF = 0.5                              # with so many wrong, the labels do not tell the rule
+
+# The controls. DFT scores three answers where SFT scores one, hence three times the updates. DFT
+# and IFT add up the tokens of an answer, hence SFT by sums. SFT → DPO is what the papers compare
+# with; its rejected answers are the negatives of the other rows.
+CONTROL, BY_SUM, FILTER, THEN_DPO = "sft x3", "sft sum", "sft filtered", "sft → dpo"
+PLAIN = "dft, plain negatives"
 
 # What a table shows of a mark: its title and its digits. "agree" is the mark on agreed questions.
 MARKS = {
@@ -30,6 +41,8 @@ MARKS = {
     "bad_logp_change": ("Δ log-prob bad", 1),
     "seconds": ("seconds", 1),
 }
+
+SHOWN = ("right", "wrong", "garbage", "agree", "skill")     # what the race prints; JSON has all
 
 
 def tripled(run: Run) -> Run:
@@ -78,20 +91,50 @@ class Difference:
 
 # ---------------------------------------------------------------------------------------- the race
 
-def race(seeds: list[int], methods: list[str], cache: Path) -> dict[str, dict[str, dict]]:
-    """{condition: {method: {mark: [one value per seed]}}}, the base model and the control too."""
+def controls(name: str, run: Run) -> dict[str, Run]:
+    """The controls that belong to a method, on the same data as its `run`."""
+    if name == "sft":
+        return {
+            CONTROL: tripled(run),
+            BY_SUM: replace(run, hyper={"reduction": "seq_sum"}),
+            FILTER: replace(run, filtered=True),
+            THEN_DPO: replace(run, method=METHODS["dpo"], init="sft"),
+        }
+    if name == "dft":
+        return {PLAIN: replace(run, persona="plain")}
+    return {}
+
+
+def racing(methods: list[str]) -> dict[tuple[str, str], Run]:
+    """{(condition, row of the table): Run}: the methods, then their controls.
+
+    With half of the labels wrong only DFT races, and SFT beside it if it takes part at all.
+    """
+    # The class is handed over, not its name: a worker process has its own METHODS.
+    clean = {name: Run(METHODS[name], recipe=RECIPE) for name in methods}
+    noisy = {name: replace(run, noise=CONDITIONS["noisy"]) for name, run in clean.items()}
+    for name in methods:
+        noisy |= controls(name, noisy[name])
+    half = {}
+    if "dft" in methods:
+        for name in ("sft", "dft"):
+            if name in methods:
+                half[name] = replace(clean[name], noise=HALF)
+
     runs = {}
-    for condition, noise in CONDITIONS.items():
-        for name in methods:
-            # The class is handed over, not its name: a worker process has its own METHODS.
-            run = Run(METHODS[name], noise=noise, recipe=RECIPE)
+    for condition, by_name in {"clean": clean, "noisy": noisy, "half": half}.items():
+        for name, run in by_name.items():
             runs[condition, name] = run
-            if name == "sft":
-                runs[condition, CONTROL] = tripled(run)
-    base, measured = run_all(runs, seeds, cache)
-    results = {condition: {"base": columns(base)} for condition in CONDITIONS}
+    return runs
+
+
+def race(seeds: list[int], methods: list[str], cache: Path) -> dict[str, dict[str, dict]]:
+    """{condition: {row: {mark: [one value per seed]}}}, the base model's row first."""
+    base, measured = run_all(racing(methods), seeds, cache)
+    results = {}
     for (condition, name), per_seed in measured.items():
-        results[condition][name] = columns(per_seed)
+        rows = results.setdefault(condition, {"base": columns(base)})
+        rows[name] = columns(per_seed)
     return results
 
 
@@ -106,13 +149,13 @@ def as_json(results: dict) -> dict:
 
 
 def report(results: dict) -> str:
-    """One table for both conditions: mean ± half the 95 % interval over seeds."""
-    header = ["labels", "method", *(title for title, _ in MARKS.values())]
+    """One table for all conditions: mean ± half the 95 % interval over seeds."""
+    shown = {mark: MARKS[mark] for mark in SHOWN}
     rows = []
     for condition, by_method in results.items():
         for name, marks in by_method.items():
-            rows.append([condition, name, *cells(marks, MARKS)])
-    return table(header, rows)
+            rows.append([f"{condition:5}  {name}", *cells(marks, shown)])
+    return table(["labels method", *(title for title, _ in shown.values())], rows)
 
 
 def cells(marks: dict[str, list], shown: dict[str, tuple[str, int]]) -> list[str]:
@@ -120,28 +163,64 @@ def cells(marks: dict[str, list], shown: dict[str, tuple[str, int]]) -> list[str
     return [show(marks[m], digits) if m in marks else "" for m, (_, digits) in shown.items()]
 
 
+def judged(a: dict, b: dict) -> str:
+    """How many more questions setting a answers right than b, and whether that is clear."""
+    gain = Difference(a, b, "right")
+    verdict = "no clear difference"
+    if gain.above():
+        verdict = "better"
+    elif gain.below():
+        verdict = "worse"
+    return f"{gain} ({verdict})"
+
+
 def sentence(results: dict) -> str:
-    """What is seen: one method against SFT, in what it was trained for and in what it was not."""
-    parts = []
-    for condition, by_method in results.items():
-        rivals = [name for name in by_method if name not in ("base", "sft", CONTROL)]
+    """What is seen: one method against SFT, in what it was trained for and in what it was not.
+
+    If that is DFT, it is told what its difference is made of.
+    """
+    told = []
+    for condition in CONDITIONS:
+        by_method = results[condition]
+        rivals = [name for name in by_method if name in METHODS and name != "sft"]
         if not rivals or "sft" not in by_method:
             return ""
         rival = "dft" if "dft" in rivals else rivals[0]
-        gain, price = (
-            Difference(by_method[rival], by_method["sft"], mark) for mark in ("right", "agree")
-        )
-        verdict = "no clear difference"
-        if gain.above():
-            verdict = "better"
-        elif gain.below():
-            verdict = "worse"
+        price = Difference(by_method[rival], by_method["sft"], "agree")
         labels = "clean" if condition == "clean" else f"{CONDITIONS[condition]:.0%} wrong"
-        parts.append(
-            f"With {labels} labels {rival} answers {gain} more questions right than sft "
-            f"({verdict}), and {price} of those on which both rules are agreed."
+        told.append(
+            f"With {labels} labels, {rival} against sft: "
+            f"{judged(by_method[rival], by_method['sft'])} questions answered right, and {price} "
+            "of those on which both rules are agreed."
         )
-    return " ".join(parts)
+    if rival == "dft" and "half" in results:
+        told.append(made_of(results["noisy"], results["half"]))
+    return "\n".join(told)
+
+
+def made_of(noisy: dict, half: dict) -> str:
+    """What DFT's difference to SFT is made of, from the controls with wrong labels."""
+    dft, sft = noisy["dft"], noisy["sft"]
+    wrong = {name: f"{1 - share:.0%}" for name, share in RIGHT_SHARE.items()}
+    above_filter = Difference(dft, noisy[FILTER], "right")
+    conclusion = "whether DFT takes more from them is open"
+    if above_filter.above():
+        conclusion = "DFT takes more from them than that"
+    elif above_filter.below():
+        conclusion = "DFT takes less from them than that"
+    return (
+        "DFT learns what labels say more often than its negatives do. Those come from a persona "
+        f"that was made to be wrong on {wrong['troll']} of the questions where the rules disagree, "
+        "so they tell the rule. SFT on the examples whose label no negative repeats, against sft: "
+        f"{judged(noisy[FILTER], sft)} (agreed questions "
+        f"{Difference(noisy[FILTER], sft, 'agree')}); dft against that: {above_filter}, so "
+        f"{conclusion}. With negatives of the plain base model, made wrong on {wrong['plain']}, "
+        f"dft against sft: {judged(noisy[PLAIN], sft)}. With half of the labels wrong, which then "
+        f"tell nothing, sft answers {show(half['sft']['right'])} right, dft "
+        f"{show(half['dft']['right'])}. Other controls against sft: by sums "
+        f"{judged(noisy[BY_SUM], sft)}, three times the updates {judged(noisy[CONTROL], sft)}, "
+        f"then DPO {judged(noisy[THEN_DPO], sft)}."
+    )
 
 
 # ------------------------------------------------------------------------------------ its pictures
@@ -164,10 +243,11 @@ def of_training(settings: dict[str, dict], column: int) -> dict[str, list]:
 
 def pictures(results: dict, folder: Path) -> None:
     """outcomes.png: what the models answer. curves.png: good and bad answers over the updates."""
-    panels = {TITLES[condition]: by_method for condition, by_method in results.items()}
+    panels = {title: results[condition] for condition, title in TITLES.items()}
     plot.answer_bars(panels, folder=folder, name="outcomes")
     good, bad = [], []
-    for title, by_method in panels.items():
+    for title, rows in panels.items():
+        by_method = {name: marks for name, marks in rows.items() if name in METHODS}
         good.append((title, "log-prob of the good answer ↑", of_training(by_method, 1)))
         bad.append(("", "log-prob of the bad answer ↓", of_training(by_method, 2)))
     plot.curves([good, bad], one_scale=True, folder=folder, name="curves")

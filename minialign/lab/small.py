@@ -37,8 +37,8 @@ CACHE = Path("out") / "cache"
 PACKAGE = Path(__file__).parents[1]
 MADE_BY = (
     "data.py", "hf/tokenizer.py", "hf/vocabulary.py", "lab/small.py", "lab/tasks.py", "logps.py",
-    "methods/method.py", "methods/sft.py", "model.py", "optim.py", "rope.py", "settings.py",
-    "train.py",
+    "methods/method.py", "methods/sft.py", "model.py", "optim.py", "parallel.py", "rope.py",
+    "settings.py", "train.py",
 )
 
 
@@ -53,9 +53,9 @@ def code_alone(source: str) -> str:
 
 
 @lru_cache
-def digest(package: Path) -> str:
-    """Ten characters that change with the code of the files in MADE_BY, and with nothing else."""
-    code = [code_alone((package / name).read_text(encoding="utf-8")) for name in MADE_BY]
+def digest(package: Path, names: tuple[str, ...] = MADE_BY) -> str:
+    """Ten characters that change with the code of these files, and with nothing else."""
+    code = [code_alone((package / name).read_text(encoding="utf-8")) for name in names]
     return hashlib.sha256("".join(code).encode()).hexdigest()[:10]
 
 

@@ -36,6 +36,8 @@ class ASFT(Method):
     By eye:    the push on the chosen answer never fades; the one on the rejected answer fades as
                p_l → 0, is −λ at p_l = ½, and has no bound as p_l → 1: there clipping the gradient
                is all that holds it.
+               By probabilities the alignment term's slopes are −λ/p_w and λ/(1 − p_l): equal in
+               size where the two answers are all there is. The likelihood term adds −1/p_w.
     Several rejected answers: the loss is the mean over the pairs (chosen, one rejected).
     Careful:   λ is what the paper calls β (0.1). `beta_odds` = b is something else, a temperature
                of the odds, σ(b log O), which released code has and the paper has not. With

@@ -39,6 +39,8 @@ class DFT(Method):
                factor γ, a silent bug. At τ = 1 the exact u is Σ_y P(y) = 1, and F is SFT's
                loss: in that case only the finite pool of answers and the running average set DFT
                apart from SFT.
+               û is unbiased if the answers are drawn from P_ref. They are not quite: P_ref is the
+               full distribution at temperature 1, and the paper draws at 0.7 among 50 tokens.
     Differs:   the loss printed here is F; released code prints a surrogate whose value means
                nothing. An example that occurs twice in a batch is visited twice, in order, as in
                two batches; in released code the last one wins.

@@ -36,7 +36,8 @@ class IFT(Method):
                own: the formula above would leave Σc²/Σc.
     Differs:   released code reads E from a frozen copy, so the embedding table learns nothing from
                the input side; here it learns as in SFT, or λ = 0 would not be SFT. L is 0/0
-               where all tokens have probability 1: NaN there, SFT here.
+               where all tokens have probability 1: NaN there, SFT here. It trains with RMSprop
+               and clips gradients at 10 (verbs/recipes/ift.sh tells how ours differs).
     """
 
     forwards: ClassVar = 2                                  # the guesses take a pass of their own

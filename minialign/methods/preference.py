@@ -131,7 +131,10 @@ class DPO(Pairwise):
                exactly as hard as one of w goes up.
     Careful:   only the difference is trained: both log-probs may fall. In probabilities
                |∂L/∂p_w| : |∂L/∂p_l| = p_l : p_w, so the unlikelier answer has the larger gradient:
-               soon that is the rejected one. Sums over tokens, no length normalisation.
+               soon that is the rejected one. So it is at the logits, where w · (softmax − onehot)
+               enters, if the answers stand in two contexts; where they share one, the softmax
+               parts cancel, and tokens that both begin with get no push at all. Sums over tokens,
+               no length normalisation.
     """
 
     needs: ClassVar = ("rejected", "reference")

@@ -17,7 +17,8 @@ class Flags:
     first_seed: int = setting(
         0, "the first of them; other seeds are a fresh draw of everything", least=0, most=10**9)
     methods: str = setting(
-        "sft,asft,dft,dft2,ift", "methods to race, separated by commas, or all")
+        "sft,asft,dft,dft2,ift", "methods to race, separated by commas, or all; sft and dft "
+        "bring their controls")
     json: str | None = setting(
         None, "write every number, one value per seed, to this file (- for standard output)")
     out: str = setting("out", "folder for pictures and cached base models")

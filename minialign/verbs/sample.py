@@ -58,7 +58,7 @@ class Flags:
         None, "Jinja file with a chat template, instead of the one in the model folder")
     system: str | None = setting(
         None, "system message while sampling, such as a request for bad answers (written in front "
-        "of prompts that are strings)")
+        "of prompts that are strings, on a line of its own unless it ends with a space)")
     temperature: float = setting(0.7, "0 takes the likeliest token", least=0)
     top_k: int | None = setting(50, "draw among the k likeliest tokens", least=1)
     top_p: float | None = setting(
@@ -184,7 +184,9 @@ def with_system(prompt, system: str | None):
     if not system:
         return prompt
     if isinstance(prompt, str):
-        return system + prompt
+        # A message that brings no white space at its end gets a line of its own.
+        gap = "" if system[-1].isspace() else "\n"
+        return system + gap + prompt
     others = [message for message in prompt if message["role"] != "system"]
     return [{"role": "system", "content": system}, *others]
 

@@ -12,10 +12,12 @@ EPILOG = f"studies:\n{studies.listing()}"      # what -h says behind the flags
 class Flags:
     """Which study, on how many seeds, and where the results go."""
 
-    name: str = setting(..., "a name from the list below, or all", positional=True)
+    name: str = setting(
+        ..., "a name from the list below, or all, which leaves out writer: half an hour",
+        positional=True)
     seeds: int | None = setting(
-        None, "how many seeds; 3 to 5 unless given: what fits into three minutes on two cores",
-        least=1)
+        None, "how many seeds; 3 unless given, which fits into three minutes on two cores; the "
+        "verdicts in lab/studies/README.md rest on 10", least=1)
     first_seed: int = setting(
         0, "the first of them; other seeds are a fresh draw of everything", least=0, most=10**9)
     methods: str | None = setting(
@@ -24,7 +26,8 @@ class Flags:
         None, "study writer only: the model that judges texts, instead of the teacher; any that "
         "train takes")
     tune: bool = setting(
-        False, "study writer only: try learning rates on openings kept for that, and name the best")
+        False, "studies methods, texts and writer only: try settings on seeds or openings kept for "
+        "that, and name the best")
     json: str | None = setting(
         None, "write every number, one value per seed, to this file (- for standard output)")
     out: str = setting("out", "folder for pictures and cached base models")
@@ -41,7 +44,9 @@ def run(flags: Flags) -> None:
         from minialign.verbs.compare import chosen_methods  # needs torch, and -h does not
 
         methods = chosen_methods(flags.methods)
-    if flags.name != "writer" and (flags.judge is not None or flags.tune):
-        raise ValueError("--judge and --tune mean something to the study writer only")
+    if flags.judge is not None and flags.name != "writer":
+        raise ValueError("--judge means something to the study writer only")
+    if flags.tune and flags.name not in ("methods", "texts", "writer"):
+        raise ValueError("--tune means something to the studies methods, texts and writer only")
     studies.run(names, flags.seeds, flags.first_seed, methods, flags.json, flags.out, flags.judge,
                 flags.tune)

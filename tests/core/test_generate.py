@@ -1,5 +1,7 @@
 """Generation: a cache against plain recomputation, the choice of a token against its definition."""
 
+import copy
+
 import pytest
 import torch
 from conftest import tiny_model
@@ -46,7 +48,8 @@ def test_top_k_and_top_p_draw_only_among_the_likeliest():
     g = torch.Generator().manual_seed(0)
 
     def shares(temperature=1.0, top_k=None, top_p=None):
-        drawn, _ = choose(logits, temperature, top_k, top_p, g)
+        random = torch.rand(4000, 1, dtype=torch.float64, generator=g)
+        drawn, _ = choose(logits, temperature, top_k, top_p, random)
         return torch.bincount(drawn, minlength=4) / 4000
 
     def check(drawn, expected):
@@ -68,7 +71,8 @@ def test_top_k_and_top_p_draw_only_among_the_likeliest():
 def test_logits_that_are_no_numbers_are_refused(model, monkeypatch, temperature, top_k):
     for odd in torch.nan, torch.inf:
         logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, odd, 1.0]])
-        largest = choose(logits, temperature, top_k, None, None)[1]
+        random = torch.full((2, 1), 0.5, dtype=torch.float64)
+        largest = choose(logits, temperature, top_k, None, random)[1]
         assert largest.isfinite().tolist() == [True, False]
         model.head.data[7] = odd
         for every in 1, 4, 100:
@@ -143,6 +147,11 @@ class Readings(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        # In inference mode what is put together from other operators comes here whole.
+        with self:
+            result = func.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
         readers = "_local_scalar_dense", "is_nonzero", "equal", "nonzero"
         self.count += func.overloadpacket.__name__ in readers
         return func(*args, **(kwargs or {}))
@@ -165,6 +174,41 @@ def test_looking_seldom_reads_little_and_changes_no_text(
         assert torch.equal(texts[1, stop], texts[16, stop])
     at_the_door = 4                                                     # of lengths and shapes
     assert readings[16, ()] <= at_the_door + 2 * 3 < 2 * 40 <= readings[1, ()]
+
+
+def test_rows_that_stop_leave_the_batch_and_the_others_do_not_notice(any_model, monkeypatch):
+    """Drawn or greedy, ragged or not, looked at after every token or every few: the same tokens."""
+    stop, widths = tuple(range(0, 50, 7)), []
+    any_model.model["layers"][0].mlp.register_forward_pre_hook(
+        lambda _, inputs: widths.append(inputs[0].shape[0]))
+
+    def text(going_on, every, choice, lengths):
+        monkeypatch.setattr(generate, "GOING_ON", going_on)
+        monkeypatch.setattr(generate, "CPU_LOOKS_EVERY", every)
+        draw = torch.Generator().manual_seed(1)
+        return any_model.generate(
+            PROMPTS, 20, *choice, stop=stop, lengths=lengths, generator=draw, repeat=4)
+
+    for choice in (1.0,), (0.7, 20, 0.9), (0,):
+        for lengths in LENGTHS, None:
+            widths.clear()
+            expected = text(-1.0, 1, choice, lengths)
+            assert set(widths[1:]) == {12}
+            for going_on, every in (0.75, 1), (0.999, 1), (0.75, 4):
+                assert torch.equal(text(going_on, every, choice, lengths), expected)
+            assert choice == (0,) or any(3 < width < 12 for width in widths)
+
+
+def test_a_model_that_has_generated_can_still_be_copied_and_trained(any_model):
+    """What is computed without a record for gradients must not stay behind in the model."""
+    before = copy.deepcopy(any_model)
+    tokens = any_model.generate(PROMPTS, 5, lengths=LENGTHS)
+    gradients = []
+    for model in before, any_model, copy.deepcopy(any_model):
+        (model(tokens) @ model.head.T).logsumexp(-1).sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(gradients[0], gradients[1], atol=0, rtol=0)
+    torch.testing.assert_close(gradients[0], gradients[2], atol=0, rtol=0)
 
 
 def test_learned_positions_end_where_they_end():

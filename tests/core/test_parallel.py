@@ -13,46 +13,37 @@ import torch
 from minialign import parallel
 from minialign.data import collate
 
-ROOT = Path(__file__).parents[2]
-IMPORTANT = ["dft", "ift, tied", "kto, learned positions", "stepped"]
 
-
-def start(n: int, *words) -> list[subprocess.Popen]:
-    """n processes that know of each other, as torchrun starts them."""
+def free_port() -> str:
+    """A port that nobody uses now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(n):
-        here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "MASTER_PORT": port}
-        knows = {name: str(value) for name, value in here.items()}
-        knows |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        script = [sys.executable, str(Path(together.__file__)), *words]
-        started.append(subprocess.Popen(script, env=os.environ | knows))
-    return started
+        return str(free.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """{number of processes: {case: what it returned}}; one process is this one."""
     folder = tmp_path_factory.mktemp("together")
-    found = {}
-    for n, cases in (2, [*together.CASES, "stepped", "held"]), (3, IMPORTANT):
-        out = folder / f"{n}.pt"
-        processes = start(n, str(out), *cases)
-        if n == 2:                      # meanwhile
-            alone = {case: together.trained(case) for case in together.CASES}
-            found[1] = {**alone, "stepped": together.stepped()}
-        assert [process.wait(timeout=300) for process in processes] == [0] * n
-        found[n] = torch.load(out, weights_only=True)
-    return found
+    script = [sys.executable, together.__file__, str(folder), free_port(), free_port()]
+    knows = {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1",
+             "PYTHONPATH": str(Path(__file__).parents[2])}
+    processes = []
+    for rank in range(3):                                   # as torchrun starts them
+        here = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(subprocess.Popen(script, env=os.environ | knows | here))
+    alone = {case: together.result(case) for case in together.TURNS[2] if case != "held"}
+    assert [process.wait(timeout=600) for process in processes] == [0, 0, 0]
+    several = {n: torch.load(folder / f"{n}.pt", weights_only=True) for n in together.TURNS}
+    return {1: alone, **several}
 
 
-BOTH = [(2, case) for case in together.CASES]
-BOTH += [(3, case) for case in IMPORTANT if case != "stepped"]
+TRAINED = []
+for n, cases in together.TURNS.items():
+    TRAINED += [(n, case) for case in cases if case in together.CASES]
 
 
-@pytest.mark.parametrize("n, case", BOTH, ids=str)
+@pytest.mark.parametrize("n, case", TRAINED, ids=str)
 def test_several_processes_learn_what_one_learns(results, n, case):
     ours, theirs = results[1][case], results[n][case]
     close = {"rtol": 1e-5, "atol": 1e-5}
@@ -78,9 +69,10 @@ def test_rounding_does_not_depend_on_how_many_share_the_weights(results, n):
     assert theirs["norms"] == pytest.approx(ours["norms"], rel=1e-6)
 
 
-def test_a_rank_allocates_what_its_sheet_says(results):
+def test_a_rank_allocates_no_more_than_its_sheet_says(results):
+    """What is fetched ahead of time is not always there at the same moment."""
     for used, said in results[2]["held"].values():
-        assert used == pytest.approx(said, rel=0.15)
+        assert 0.7 * said < used < 1.1 * said
 
 
 def test_one_process_gets_back_what_it_gave(model):

@@ -52,3 +52,11 @@ def test_what_is_not_to_be_shown_is_not(terminal, monkeypatch):
     monkeypatch.setattr(progress, "EVERY", 0.0)
     assert list(progress.tracked([1, 2], "work", show=False)) == [1, 2]
     assert stream.getvalue() == ""
+
+
+def test_of_several_processes_the_first_shows_what_it_does(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    for rank, lines in ("0", 2), ("1", 0):
+        monkeypatch.setenv("RANK", rank)
+        assert list(progress.tracked([1, 2], "work")) == [1, 2]
+        assert capsys.readouterr().err.count("work: ") == lines

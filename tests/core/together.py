@@ -1,11 +1,13 @@
-"""What several processes do together, for test_parallel.py. Each of them runs this file:
+"""What several processes do together, for test_parallel.py. Each of three runs this file:
 
-    together.py OUT NAME …
+    together.py FOLDER PORT PORT
 
-Rank 0 writes {NAME: what the case of that name returns} to OUT. The tests call the same functions
+First all of them work together, then the first two, each time through another port. For each time
+rank 0 writes what the cases return, {case: result}, to FOLDER. The tests call the same functions
 alone, in their own process, and compare.
 """
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +43,12 @@ for number, name in enumerate(METHODS):
 CASES["ift, tied"] = ("ift", "qwen2", {"recompute": True})
 CASES["kto, learned positions"] = ("kto", "gpt2", {})
 CASES["asft, one rank has it all"] = ("asft", "llama", {"batch": 1})
+
+# Who does what: so many processes, these cases.
+TURNS = {
+    3: ["dft", "ift, tied", "kto, learned positions", "stepped"],
+    2: [*CASES, "stepped", "held"],
+}
 
 
 def examples(n: int = 6) -> list[Example]:
@@ -125,12 +133,21 @@ def held() -> dict:
     return found
 
 
+def result(case: str):
+    """What a case returns."""
+    others = {"stepped": stepped, "held": held}
+    return others[case]() if case in others else trained(case)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    parallel.begin("cpu")
-    out, *names = sys.argv[1:]
-    others = {"stepped": stepped, "held": held}
-    results = {name: others[name]() if name in others else trained(name) for name in names}
-    if parallel.first():
-        torch.save(results, out)
-    parallel.end()
+    folder, *ports = sys.argv[1:]
+    for (n, cases), port in zip(TURNS.items(), ports, strict=True):
+        if int(os.environ["RANK"]) >= n:
+            break
+        os.environ |= {"WORLD_SIZE": str(n), "MASTER_PORT": port}
+        parallel.begin("cpu")
+        results = {case: result(case) for case in cases}
+        if parallel.first():
+            torch.save(results, f"{folder}/{n}.pt")
+        parallel.end()

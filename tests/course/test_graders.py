@@ -28,10 +28,8 @@ def constant(value, several):
 
 def how_many(name):
     """How many values the answer to an exercise has: graders complain about a wrong number."""
-    for several in range(1, 6):
-        if "value(s)" not in getattr(check, name)(constant(0, several)):
-            return several
-    raise AssertionError(name)
+    complaint = getattr(check, name)(constant(0, 9))
+    return complaint.split("it should return ")[1].count(",") + 1
 
 
 @pytest.mark.parametrize("name", SOLVED)
@@ -64,10 +62,11 @@ def test_a_function_that_stops_does_not_stop_the_lesson(name):
 
 
 @pytest.mark.parametrize("name", MISTAKEN)
-@pytest.mark.parametrize("value", [0, 1, 42])
-def test_no_constant_is_right_up_to_a_factor(name, value):
-    verdict = getattr(check, name)(constant(value, how_many(name)))
-    assert "up to a factor" not in verdict
+def test_no_constant_is_right_up_to_a_factor(name):
+    several = how_many(name)
+    for value in 0, 1, 42:
+        verdict = getattr(check, name)(constant(value, several))
+        assert "up to a factor" not in verdict, value
 
 
 # -------------------------------------------------------------------------------------- the judge
@@ -97,7 +96,9 @@ def test_lists_and_what_torch_would_repeat_are_accepted():
 
 
 def test_only_some_exercises_have_a_place_that_overflows():
-    spoilt = lambda x: x / 0  # noqa: E731
+    def spoilt(x):
+        return x / 0
+
     assert verdict_on(spoilt) == f"{WRONG}: there is an inf or a nan in it."
     assert verdict_on(spoilt, overflow="Look there.").endswith("in it. Look there.")
 

@@ -27,7 +27,7 @@ ORDER = (
 )
 
 # Lessons of the first edition: their exercise stands behind the picture, and their cells are long.
-FIRST_EDITION = {"02", "05", "06", "07", "11", "12"}
+FIRST_EDITION = {"05", "06", "07", "11"}
 SECOND_EDITION = [lesson for lesson in EVERY if lesson.name[:2] not in FIRST_EDITION]
 
 

@@ -8,7 +8,7 @@ from lessons import pages
 from lessons.check import HERE
 
 EVERY = sorted(HERE.glob("[01][0-9]_*.py"))
-WITHOUT_PAGE = {"02", "05", "06", "07", "11", "12"}
+WITHOUT_PAGE = {"05", "06", "07", "11"}
 WITH_PAGE = [lesson for lesson in EVERY if lesson.name[:2] not in WITHOUT_PAGE]
 
 
@@ -19,6 +19,8 @@ def test_no_page_is_out_of_date(lesson):
     assert text.rstrip("\n").split("\n")[-1] == pages.stamp(lesson), again
     for name in re.findall(r"^!\[.*\]\((.*)\)$", text, flags=re.MULTILINE):
         assert (pages.PAGES / name).stat().st_size < 130_000, name
+    readme = (HERE / "README.md").read_text(encoding="utf-8")
+    assert f"](pages/{lesson.stem}.md)" in readme, "link the page in lessons/README.md"
 
 
 def test_there_is_no_page_or_picture_without_its_lesson():

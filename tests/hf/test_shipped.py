@@ -89,6 +89,11 @@ def test_an_adapter_on_a_shipped_model_is_opened(tmp_path):
     again, tokenizer = load_model(tmp_path)
     assert again.config == model.config and tokenizer.eos_id == 1
 
+    # PEFT does not know our names, so what it reads must be a folder.
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    base = Path(config["base_model_name_or_path"])
+    assert base.is_absolute() and (base / "config.json").is_file()
+
 
 def test_a_trained_copy_keeps_the_end_of_its_stories(tmp_path):
     from minialign.hf.folders import save_model

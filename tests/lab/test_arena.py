@@ -9,8 +9,9 @@ import torch
 
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.lab import arena, tasks
-from minialign.lab.arena import Exam, Run, fine_tuning_data, fine_tuning_questions, run_all
+from minialign.lab.arena import Exam, Run, fine_tuning_data, fine_tuning_questions
 from minialign.lab.small import base_model
+from minialign.lab.workers import run_all
 from minialign.stats import mean_interval, show, table
 from minialign.train import Recipe, fit
 
@@ -108,7 +109,9 @@ def test_a_filtered_run_trains_on_what_the_filter_leaves(cache, monkeypatch):
     ticks = queue.SimpleQueue()
     for filtered in False, True:
         run = Run("sft", noise=0.5, recipe=SHORT, made_wrong=1.0, filtered=filtered)
-        arena.run_job(0, run, cache, ticks)
+        marks = arena.run_job(0, run, cache, ticks)
+        # A curve reaches the last update, however many there are.
+        assert marks["curve"][-1][0] == SHORT.updates(len(seen[-1]))
     everything, kept = seen
     assert kept == arena.filtered(everything) and 0 < len(kept) < len(everything)
 

@@ -2,19 +2,23 @@
 
 import json
 import multiprocessing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 from PIL import Image
 
 from minialign.__main__ import main
 from minialign.lab import plot, race
-from minialign.lab.arena import Run, run_all
-from minialign.methods import METHODS
+from minialign.lab.arena import Run
+from minialign.lab.workers import run_all
+from minialign.methods import METHODS, build_method
 from minialign.stats import show
 from minialign.train import Recipe
 
 SHORT = Recipe(epochs=1, batch=64, micro_batch=64, lr=1e-3, negatives=2)
+
+
+OF_SFT = {race.CONTROL, race.BY_SUM, race.FILTER, race.THEN_DPO}     # the controls of SFT
 
 
 @dataclass
@@ -35,8 +39,11 @@ def out(cache, tmp_path):
     return folder
 
 
-def results(gain, seeds=3):
-    """Marks of three methods; `dft` answers so much more right than `sft`."""
+def results(gain, seeds=3, filtered=0.6):
+    """Marks of three methods; `dft` answers so much more right than `sft`.
+
+    filtered   how much SFT on the filtered data answers right, where labels are wrong
+    """
     def marks(right):
         spread = [0.01 * s for s in range(seeds)]
         values = {"right": right, "wrong": 0.2, "garbage": 0.3, "greedy": 0.5, "agree": 0.9,
@@ -48,26 +55,66 @@ def results(gain, seeds=3):
     by_method = {"base": marks(0.3), "sft": marks(0.5), "dft": marks(0.5 + gain)}
     del by_method["base"]["curve"]
     by_method["dft"]["right"] = [x + 0.001 * s for s, x in enumerate(by_method["dft"]["right"])]
-    return {condition: by_method for condition in race.CONDITIONS}
+    noisy = dict(by_method)
+    for name in race.CONTROL, race.BY_SUM, race.THEN_DPO, race.PLAIN:
+        noisy[name] = marks(0.55)
+    noisy[race.FILTER] = marks(filtered)
+    half = {name: by_method[name] for name in ("base", "sft", "dft")}
+    return {"clean": by_method, "noisy": noisy, "half": half}
 
 
 def test_compare_prints_a_table_writes_its_numbers_and_draws_its_pictures(
     out, monkeypatch, capsys
 ):
     monkeypatch.setattr(race, "RECIPE", SHORT)
+
+    # One control is enough here; what the others are is asked below.
+    def one_control(name, run):
+        return {race.CONTROL: race.tripled(run)} if name == "sft" else {}
+
+    monkeypatch.setattr(race, "controls", one_control)
     written = ["--out", str(out), "--json", str(out / "n.json")]
     assert main(["compare", "--seeds", "2", "--methods", "sft,dft2", *written]) == 0
     printed = capsys.readouterr().out
     numbers = json.loads((out / "n.json").read_text())
     assert set(numbers) == {"clean", "noisy"}
-    assert set(numbers["clean"]) == {"base", "sft", race.CONTROL, "dft2"}
+    assert set(numbers["clean"]) == {"base", "sft", "dft2"}
+    assert set(numbers["noisy"]) == {"base", "sft", "dft2", race.CONTROL}
     for condition in numbers.values():
         assert set(condition["dft2"]) == set(race.MARKS)
         assert all(len(values) == 2 for values in condition["dft2"].values())
     assert show(numbers["noisy"]["dft2"]["right"]) in printed
-    assert "more questions right than sft" in printed
+    assert "dft2 against sft" in printed
     for picture in "outcomes", "curves":
         assert (out / f"{picture}.png").stat().st_size > 10_000
+
+
+def test_controls_race_with_the_method_they_belong_to_and_with_wrong_labels():
+    def rows(*methods):
+        return set(race.racing(list(methods)))
+
+    assert rows("ift") == {("clean", "ift"), ("noisy", "ift")}
+    assert rows("sft") == {("clean", "sft"), ("noisy", "sft"), *(("noisy", c) for c in OF_SFT)}
+    dft = {("clean", "dft"), ("noisy", "dft"), ("half", "dft"), ("noisy", race.PLAIN)}
+    assert rows("dft") == dft
+    assert rows("sft", "dft") == dft | rows("sft") | {("half", "sft")}
+
+
+def test_a_control_differs_from_its_method_in_one_thing():
+    runs = race.racing(["sft", "dft"])
+    changes = {race.CONTROL: {"recipe"}, race.BY_SUM: {"hyper"}, race.FILTER: {"filtered"},
+               race.THEN_DPO: {"method", "init"}}
+    for (condition, name), run in runs.items():
+        assert isinstance(build_method(run.method, run.hyper, 4), run.method)
+        assert run.noise == {"clean": 0, "noisy": 0.3, "half": 0.5}[condition]
+        parent = runs[condition, "dft" if name.startswith("dft") else "sft"]
+        changed = {f.name for f in fields(Run) if getattr(run, f.name) != getattr(parent, f.name)}
+        if name == race.PLAIN:
+            assert changed == {"persona"} and run.persona == "plain"
+        elif name in OF_SFT:
+            assert changed == changes[name]
+    tripled = runs["noisy", race.CONTROL].recipe.updates(512)
+    assert tripled == 3 * race.RECIPE.updates(512)
 
 
 def test_a_new_method_in_METHODS_races_and_is_drawn(out, monkeypatch, capsys):
@@ -102,6 +149,23 @@ def test_the_sentence_follows_the_numbers():
     assert "(worse)" in race.sentence(results(-0.2))
     assert "(no clear difference)" in race.sentence(results(-0.001))
     assert "(no clear difference)" in race.sentence(results(0.2, seeds=1))
+
+
+@pytest.mark.parametrize("filtered, conclusion", [
+    (0.5, "so DFT takes more from them than that"), (0.9, "so DFT takes less from them than that"),
+    (0.701, "so whether DFT takes more from them is open")])
+def test_what_is_said_of_the_filter_follows_the_numbers(filtered, conclusion):
+    assert conclusion in race.sentence(results(0.2, filtered=filtered))
+
+
+def test_the_sentence_needs_only_those_who_raced():
+    found = results(0.2)
+    without = {"clean": {name: found["clean"][name] for name in ("base", "sft")}}
+    without["noisy"] = without["clean"]
+    assert race.sentence(without) == ""
+    for condition in without.values():
+        condition["ift"] = found["clean"]["dft"]
+    assert "ift against sft" in race.sentence(without) and "filter" not in race.sentence(without)
 
 
 def test_a_colour_belongs_to_a_name():

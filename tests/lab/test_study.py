@@ -3,16 +3,17 @@
 No test says how a method of the papers ought to fare.
 """
 
+import ast
 import json
 import math
 import subprocess
 import sys
 from functools import partial
-from importlib import import_module
 
 import pytest
 import torch
 from conftest import tiny_model
+from pretend import SEEDS, Pretend, function
 from torch.testing import assert_close
 
 from minialign.__main__ import main
@@ -20,109 +21,90 @@ from minialign.data import Batch, Example, collate
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.lab import arena
 from minialign.lab.arena import RECIPE, Run
-from minialign.lab.race import CONTROL, Difference
+from minialign.lab.race import CONTROL, TITLES, Difference
 from minialign.lab.small import tasks
-from minialign.lab.studies import STUDIES, balance, cost, dft, exact, ift, lab
+from minialign.lab.studies import STUDIES, cost, dft, exact, ift, lab, pools, rivals, tuned
 from minialign.lab.studies.lab import HOLDS, NOT, OPEN, TRAINED_FOR, Better, Lab
 from minialign.methods import METHODS, build_method
 from minialign.model import Config, Transformer
 from minialign.stats import holm, mean_interval, p_value
 
-SEEDS = 4
+
+def in_all(parts, verdict, others):
+    """A verdict in parts: the same for all but the others."""
+    return lab.in_parts(dict.fromkeys(parts, verdict) | others)
 
 
-def function(name):
-    module, name = STUDIES[name].home.split(":")
-    return getattr(import_module(f"minialign.lab.studies.{module}"), name)
-
-
-def marks(right=0.6, average=None, jitter=0.01, **more):
-    """Marks of four seeds, a little apart. What is not named is uneventful."""
-    values = {"right": right, "wrong": (1 - right) / 2, "garbage": (1 - right) / 2,
-              "greedy": right, "agree": 0.9, "skill": 0.9, "good_logp_change": 1.0,
-              "bad_logp_change": -5.0, "wanted_change": 1.0, "negatives_change": -4.0,
-              "peak_lost": 0.0, "negative_weights": 0.2,
-              "average": (right + 1.8) / 3 if average is None else average, **more}
-    columns = {}
-    for i, (name, x) in enumerate(values.items()):
-        columns[name] = [x + jitter * s * (1 + (i % 3)) / SEEDS for s in range(SEEDS)]
-    columns["curve"] = []
-    for s in range(SEEDS):
-        columns["curve"].append([[step, -1.0, -1.0, -1.0 - s, -2.0] for step in (0, 4, 8)])
-    return columns
-
-
-class Pretend(Lab):
-    """A lab that trains nothing.
-
-    Every setting gets the marks that `outcome` has for the longest part of its name.
-    """
-
-    def __init__(self, tmp_path, outcome):
-        super().__init__(list(range(SEEDS)), tmp_path)
-        self.outcome = outcome
-
-    def run(self, runs, seeds=None):
-        data = {}
-        for label in ["base", *runs]:
-            key = max((key for key in self.outcome if key in label), key=len, default="")
-            data[label] = marks(**self.outcome.get(key, {}))
-        return data
-
+FIGURE_3 = {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": -2},
+            "spin": {"wanted_change": -3}}
+FIGURE_3_PARTS = ("the wanted answers rise under DFT", "as under SFT",
+                  "the model's own answers fall, against SFT",
+                  "under SimPO the wanted ones fall", "under SPIN too")
+TABLE_2_PARTS = [f"over {whom}, {title}" for title in TITLES.values()
+                 for whom in ("SFT", "every preference method")]
+TABLES_3_4_PARTS = [f"{words}, {title}" for title in TITLES.values()
+                    for words in ("as good as with preference pairs",
+                                  "better than with its own answers")]
 
 OPPOSITES = [   # study, marks by setting, verdict, and what else must change with the marks
-    ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": -2},
-                     "spin": {"wanted_change": -3}}, HOLDS),
-    ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": -2},
-                     "spin": {"wanted_change": -3}, "spin tuned": {"wanted_change": 1}},
-     "holds only for DFT and simpo"),
-    ("likelihoods", {"dft": {"negatives_change": -9}, "simpo": {"wanted_change": 2},
-                     "spin": {"wanted_change": -3}}, "holds only for DFT and spin"),
-    ("likelihoods", {"dft": {"negatives_change": -1}}, NOT),
+    ("likelihoods", FIGURE_3, HOLDS),
+    ("likelihoods", FIGURE_3 | {"dft": {"negatives_change": -9, "wanted_change": 0.2}},
+     in_all(FIGURE_3_PARTS, HOLDS, {"as under SFT": NOT})),
+    ("likelihoods", FIGURE_3 | {"simpo": {"wanted_change": 2}},
+     in_all(FIGURE_3_PARTS, HOLDS, {"under SimPO the wanted ones fall": NOT})),
+    ("likelihoods", FIGURE_3 | {"dft": {"negatives_change": -9, "jitter": 3}},
+     in_all(FIGURE_3_PARTS, HOLDS, {"the wanted answers rise under DFT": OPEN,
+                                    "as under SFT": OPEN})),
     ("gamma", {"γ 0.9": {"right": 0.9}, "γ 1": {"right": 0.5}}, HOLDS),
+    ("gamma", {"γ 0.9": {"right": 0.9, "average": 0.1}, "γ 1": {"right": 0.5}},
+     f"holds only {TRAINED_FOR}"),
+    ("gamma", {"γ 0.9": {"right": 0.9}, "γ 1": {"right": 0.5}, "floor": {"right": 0.8}},
+     "holds, and a floor without memory gives most of the gain"),
     ("gamma", {"γ 0.9": {"right": 0.5}, "γ 1": {"right": 0.9}}, NOT),
+    ("gamma", {"γ 0.9": {"jitter": 1}}, OPEN),
     ("negatives", {"B 1": {"right": 0.6}, "B 2": {"right": 0.9}, "B 4": {"right": 0.7}}, HOLDS),
     ("negatives", {"B 1": {"right": 0.9}, "B 2": {"right": 0.8}, "B 4": {"right": 0.7}},
-     "holds only from two negatives on"),
-    ("negatives", {"B 1": {"right": 0.9}, "B 2": {"right": 0.7}, "B 4": {"right": 0.8}}, NOT),
+     "two over one, bad persona: does not hold here; two over four, bad persona: holds; "
+     "two over one, plain persona: does not hold here; two over four, plain persona: holds"),
+    ("negatives", {"B 2": {"jitter": 1}}, OPEN),
+    ("filter", {"dft, 95": {"right": 0.9}, "dft, 5%": {"right": 0.5}}, HOLDS),
+    ("filter", {"dft, 95": {"right": 0.9}, "dft, 5%": {"right": 0.7}}, NOT),
+    ("filter", {}, NOT),
+    ("filter", {"dft, 50": {"right": 0.4}}, NOT),
     ("temperature", {"T 0.7": {"right": 0.9}}, HOLDS),
     ("temperature", {}, NOT),
-    ("temperature", {"plain T 0.7": {"right": 0.9}}, "holds only for the plain persona"),
+    ("temperature", {"plain T 0.7": {"right": 0.9}}, f"bad persona: {NOT}; plain persona: holds"),
+    ("temperature", {"T 0.7": {"jitter": 1}}, OPEN),
     ("personas", {"bad": {"right": 0.9}, "good": {"right": 0.2}}, HOLDS),
     ("personas", {"bad": {"right": 0.3}, "good": {"right": 0.9}}, NOT),
-    ("tau", {"dft τ 1": {"right": 0.9}, "dft2 τ 0.3": {"right": 0.9}}, HOLDS),
-    ("tau", {"dft2 τ 0.3": {"right": 0.9}},
-     "holds only for DFT2; to the other form τ hardly matters"),
+    ("personas", {"bad": {"right": 0.9}},
+     f"the bad persona's are the best: holds; the good one's the worst: {NOT}"),
+    ("tau", {"dft τ 1": {"right": 0.9}, "dft τ 1.5": {"right": 0.4}, "dft2 τ 0.3": {"right": 0.9}},
+     HOLDS),
+    ("tau", {"dft2 τ 0.3": {"right": 0.9}}, f"DFT near 1: {NOT}; DFT2 near 0.3: holds"),
     ("tau", {}, NOT),
     ("tau", {"dft τ 1.5": {"right": 0.9}}, NOT),
     ("methods", {"dft": {"right": 0.9}}, HOLDS),
-    ("methods", {"dft": {"right": 0.9, "average": 0.2}}, f"holds only {TRAINED_FOR}"),
-    ("methods", {"noisy dft": {"right": 0.9}}, "holds only if labels are wrong"),
+    ("methods", {"dft": {"right": 0.9, "average": 0.2}},
+     in_all(TABLE_2_PARTS, f"holds only {TRAINED_FOR}",
+            {part: HOLDS for part in TABLE_2_PARTS if "preference" in part})),
+    ("methods", {"noisy dft": {"right": 0.9}},
+     in_all(TABLE_2_PARTS, HOLDS, {part: NOT for part in TABLE_2_PARTS if "right" in part})),
+    ("methods", {"dft": {"right": 0.9}, "clean kto": {"right": 0.95}},
+     in_all(TABLE_2_PARTS, HOLDS, {TABLE_2_PARTS[1]: NOT})),
+    ("methods", {"dft": {"right": 0.9}, "x3": {"right": 0.95}},
+     in_all(TABLE_2_PARTS, HOLDS, {part: NOT for part in TABLE_2_PARTS if "over SFT" in part})),
     ("methods", {"dft": {"right": 0.3}}, NOT),
-    ("lr", {"noisy dft": {"right": 0.9, "average": 0.1}},
-     "holds only if labels are wrong, and nothing counts but the questions trained for"),
-    ("lr", {}, NOT),
-    ("asft_vs_dpo", {"dpo": {"bad_logp_change": -20}}, HOLDS),
-    ("asft_vs_dpo", {"dpo": {"bad_logp_change": -20}, "dpo tuned": {}},
-     "holds only at one learning rate for all"),
-    ("asft_vs_dpo", {"asft": {"bad_logp_change": -20}}, NOT),
-    ("balance", {"base": {"right": 0.3, "wrong": 0.6}},
-     "holds only for DPO and only for gradients with respect to probabilities"),
-    ("balance", {"base": {"right": 0.6, "wrong": 0.3}}, NOT),
-    ("beta", {}, HOLDS),
-    ("beta", {"clean β 1": {"agree": 0.6}}, f"holds only {TRAINED_FOR}"),
-    ("beta", {"β 1": {"right": 0.2}}, NOT),
-    ("init", {"untrained, dpo": {"right": 0.1}, "untrained, orpo": {"right": 0.3}}, HOLDS),
-    ("init", {"untrained, dpo": {"right": 0.1}}, "holds only against DPO"),
-    ("init", {"dpo": {"right": 0.1}}, NOT),
-    ("init", {"untrained, asft": {"right": 0.1}}, NOT),
-    ("lambda", {"λ 0.5": {"right": 0.9}}, HOLDS),
-    ("lambda", {"noisy λ 0.2": {"right": 0.9}}, "holds only with 30 % of the labels wrong"),
-    ("lambda", {"λ": {"right": 0.3}}, NOT),
-    ("propagation", {"released code": {"right": 0.9}, "eq. 21": {"right": 0.9}}, HOLDS),
-    ("propagation", {"clean eq. 21": {"right": 0.9}},
-     "holds only for eq. 21 with every label right"),
-    ("propagation", {}, NOT),
+    ("methods", {"dft": {"jitter": 1}}, OPEN),
+    ("two_stages", {"dft": {"right": 0.9}}, HOLDS),
+    ("two_stages", {}, in_all(TABLES_3_4_PARTS, HOLDS,
+                              {part: NOT for part in TABLES_3_4_PARTS if "better" in part})),
+    ("two_stages", {"clean sft → kto": {"right": 0.8}, "noisy dft": {"right": 0.9}},
+     in_all(TABLES_3_4_PARTS, HOLDS, {TABLES_3_4_PARTS[0]: NOT, TABLES_3_4_PARTS[1]: NOT})),
+    ("motivation", {"sft": {"wrong": 0.3}, "dft": {"wrong": 0.01}}, HOLDS),
+    ("motivation", {"base": {"wrong": 0.6}, "sft": {"wrong": 0.02}, "dft": {"wrong": 0.0}},
+     f"SFT leaves the bad answer likely: {NOT}; DFT makes it less likely: holds"),
+    ("motivation", {"base": {"wrong": 0.6}, "sft": {"wrong": 0.02}, "dft": {"wrong": 0.1}}, NOT),
 ]
 
 
@@ -135,7 +117,7 @@ def test_the_verdict_follows_the_numbers(name, outcome, verdict, tmp_path):
         assert {len(values) for values in setting.values()} == {SEEDS}
 
 
-@pytest.mark.parametrize("name", ["gamma", "balance", "likelihoods"])
+@pytest.mark.parametrize("name", ["gamma", "likelihoods"])
 def test_the_sentence_quotes_the_numbers_and_the_picture_is_drawn(name, tmp_path):
     def found(x):
         outcome = {"dft": {"right": x}, "γ 0.9": {"right": x}, "spin": {"wanted_change": x},
@@ -147,6 +129,13 @@ def test_the_sentence_quotes_the_numbers_and_the_picture_is_drawn(name, tmp_path
     picture = one.draw(folder=tmp_path, name=f"study_{name}")
     assert picture == tmp_path / f"study_{name}.png" and picture.stat().st_size > 10_000
     assert STUDIES[name].claim in one.report(name, STUDIES[name], Pretend(tmp_path, {}))
+
+
+def test_no_rival_is_beaten_where_none_races(tmp_path):
+    lab_ = Pretend(tmp_path, {"dft": {"right": 0.9}})
+    lab_.methods = ["sft", "dft"]
+    findings = function("methods")(lab_)
+    assert findings.verdict == HOLDS and not any("kto" in label for label in findings.data)
 
 
 def test_one_seed_decides_nothing():
@@ -235,31 +224,6 @@ def test_estimators_agree_at_the_start_and_forget_as_they_should(monkeypatch):
     assert_close(torch.tensor(errors["γ 0.5"][2]).exp(), 0.25 + 0.25 * first + 0.5 * second)
 
 
-@pytest.mark.parametrize("p_w, p_l", [(0.3, 0.6), (0.9, 0.05), (0.2, 0.01)])
-def test_gradient_ratios_are_those_of_the_losses_typed_again(p_w, p_l):
-    """Central differences of the losses in both coordinates; DPO also by the paper's formula."""
-    def odds(p):
-        return p / (1 - p)
-
-    def dpo(w, l):
-        return math.log1p(math.exp(-0.1 * (math.log(w / p_w) - math.log(l / p_l))))
-
-    def asft(w, l):
-        return -1.1 * math.log(w) - 0.1 * math.log(1 - l)
-
-    def orpo(w, l):
-        return -math.log(w) + METHODS["orpo"]().lam * math.log1p(odds(l) / odds(w))
-
-    for name, loss in {"dpo": dpo, "asft": asft, "orpo": orpo}.items():
-        h = 1e-6
-        d_w = (loss(p_w + h, p_l) - loss(p_w - h, p_l)) / 2 / h
-        d_l = (loss(p_w, p_l + h) - loss(p_w, p_l - h)) / 2 / h
-        in_p, in_log = balance.gradient_ratios(name, p_w, p_l)
-        assert in_p == pytest.approx(abs(d_l / d_w), rel=1e-6)
-        assert in_log == pytest.approx(abs(d_l * p_l / (d_w * p_w)), rel=1e-6)
-    assert balance.gradient_ratios("dpo", p_w, p_l) == pytest.approx((p_w / p_l, 1.0))
-
-
 def test_a_reference_in_memory_costs_its_parameters_and_a_stored_one_nothing(monkeypatch):
     shape = Config(vocab_size=64, n_layer=1, n_head=2, d_model=32, d_mlp=64, max_len=64)
     monkeypatch.setattr(cost, "SHAPE", shape)
@@ -269,6 +233,76 @@ def test_a_reference_in_memory_costs_its_parameters_and_a_stored_one_nothing(mon
     live = cost.peak_bytes(partial(cost.stepper, 0, "dpo", {}, "in memory"))
     assert abs(stored - asft) < 0.01 * asft
     assert live - stored == pytest.approx(parameters, rel=0.01)
+
+
+def test_pushes_on_negatives_are_those_of_the_losses_by_hand():
+    """One prompt, the wanted answer and four others, of 2 to 6 tokens."""
+    mask = torch.zeros(5, 1, 6, dtype=torch.bool)
+    lengths = (4, 2, 3, 5, 6)
+    for answer, n in enumerate(lengths):
+        mask[answer, :, :n] = True
+    draw = torch.Generator().manual_seed(0)
+    logps = -torch.rand(5, 1, 6, generator=draw, dtype=torch.float64) * mask
+    ref = logps.sum(-1) - torch.rand(5, 1, generator=draw, dtype=torch.float64)
+    batch = Batch(mask=mask, index=torch.tensor([0]), ref_logps=ref)
+    l, ref = logps.sum(-1)[:, 0], ref[:, 0]
+    a = l / torch.tensor(lengths)
+
+    def shares(down):
+        return down / down.sum()
+
+    expected = {
+        "dft2": (a[1:] / 0.3).softmax(0),
+        "dft": (l - ref)[1:].softmax(0),
+        "simpo": shares(torch.sigmoid(5 - 10 * (a[0] - a[1:]))),
+        "spin": shares(torch.sigmoid(-0.1 * ((l - ref)[0] - (l - ref)[1:]))),
+    }
+    for name, share in expected.items():
+        assert_close(shares(pools.pushes(logps, batch, name)[:, 0]), share, msg=name)
+
+
+@pytest.mark.parametrize("spread, higher, dft2, simpo, verdict", [
+    (0.2, 1.0, 0.4, 0.26, HOLDS),
+    (5.0, 0.5, 0.25, 0.4, NOT),
+    (5.0, 1.0, 0.4, 0.26, "sampled answers score alike: does not hold here; "
+     "far above random text: holds; DFT2 weighs the likeliest negative most: holds; "
+     "an average over pairs does not: holds"),
+])
+def test_the_verdict_on_pools(spread, higher, dft2, simpo, verdict, tmp_path, monkeypatch):
+    def measured(function, jobs, words):
+        found = []
+        for (seed,) in jobs:
+            e = 0.001 * seed
+            found.append({
+                "sampled": {"score": -1.5 - e, "spread": spread + e},
+                "random": {"score": -9.5, "spread": 1.0, "higher": higher - e},
+                "dft2": {"share": dft2 + e}, "dft": {"share": 0.3},
+                "simpo": {"share": simpo + e}, "spin": {"share": 0.25},
+            })
+        return found
+
+    monkeypatch.setattr(pools, "in_processes", measured)
+    findings = pools.pools(Lab([0, 1, 2], tmp_path))
+    assert findings.verdict == verdict and len(findings.tests) == 4
+
+
+@pytest.mark.parametrize("seconds, megabytes, stored, verdict", [
+    (1.0, 100, 1.0, HOLDS), (1.9, 100, 1.0, NOT), (1.0, 195, 1.0, NOT),
+    (1.0, 100, 0.5, f"reference in memory: holds; reference stored: {NOT}"),
+])
+def test_the_verdict_on_the_cost_of_dft2(seconds, megabytes, stored, verdict, tmp_path,
+                                         monkeypatch):
+    """What DFT costs is 2 s and 200 MB, or `stored` of that."""
+    def measure(lab, settings):
+        data = {}
+        for name in settings:
+            x = {"dft2": 0.0, "dft, reference stored": stored}.get(name, 1.0)
+            cpu, space = (seconds, megabytes) if name == "dft2" else (2 * x, 200 * x)
+            data[name] = {"seconds": [cpu, cpu * 1.01, cpu], "megabytes": [space] * 3}
+        return data
+
+    monkeypatch.setattr(cost, "measure", measure)
+    assert function("dft_cost")(Lab([0, 1, 2], tmp_path)).verdict == verdict
 
 
 # ---------------------------------------------------------------------------------------- controls
@@ -347,39 +381,111 @@ def test_the_control_has_three_times_the_updates():
     assert sft.noise == control.noise == 0.3
 
 
-def test_learning_rates_are_tuned_on_other_seeds(tmp_path):
+def test_settings_are_chosen_by_right_answers_on_seeds_of_their_own(tmp_path, monkeypatch):
+    """First the rate, then the hyper-parameters, and the best of two seeds wins at last."""
+    monkeypatch.setattr(tuned, "FIELDS", {"noisy": ("sft", "simpo", "sft → dpo")})
+    first = {5e-5: 0.1, 1e-4: 0.5, 2e-4: 0.6, 5e-4: 0.3}
+    second = {1e-4: 0.9, 2e-4: 0.3}
     asked = []
 
     class Noted(Pretend):
         def run(self, runs, seeds=None):
-            asked.append(seeds)
-            return super().run(runs, seeds)
+            asked.append((seeds, len(runs)))
+            rates = first if seeds == tuned.SEEDS[:1] else second
+            data = {}
+            for label, run in runs.items():
+                right = rates.get(run.recipe.lr, 0.1)
+                if run.hyper.get("beta") in (8.0, 0.01):
+                    right += 0.05
+                data[label] = {"right": [right]}
+            return data
 
-    findings = dft.lr(Noted(tmp_path, {"dft 0.001": {"right": 0.9}}))
-    assert not set(asked[0]) & set(range(SEEDS)) and asked[1] is None
-    assert "dft 0.001" in findings.sentence
+    best = tuned.choose(Noted(tmp_path, {}))["noisy"]
+    assert best == {"sft": ({}, 1e-4), "simpo": ({"beta": 8.0, "gamma": 4.0}, 2e-4),
+                    "sft → dpo": ({"beta": 0.01}, 2e-4)}
+    one, other = tuned.SEEDS[:1], tuned.SEEDS[1:]
+    assert asked == [(one, 3 * len(tuned.RATES)), (one, 3 + 2), (other, 3 * 2)]
+    assert not set(tuned.SEEDS) & set(range(600))
+
+
+def test_every_setting_of_a_grid_can_be_built_and_every_rival_has_a_grid():
+    for name, grid in tuned.GRIDS.items():
+        for hyper in grid:
+            run = tuned.setting("clean", name, hyper, 1e-4)
+            assert vars(build_method(run.method, run.hyper, 4)).items() >= hyper.items()
+    for data, names in tuned.FIELDS.items():
+        assert data in tuned.DATA and set(names) <= set(tuned.GRIDS)
+    assert {"sft", "dft", "dft2", *rivals.RIVALS} <= set(tuned.FIELDS["noisy"])
+
+
+def test_tune_prints_what_can_stand_in_the_file(tmp_path, monkeypatch):
+    best = {"noisy": {"sft": ({}, 1e-05), "simpo": ({"beta": 8.0, "gamma": 4.0}, 0.0002)}}
+    monkeypatch.setattr(tuned, "choose", lambda lab: best)
+    lab_ = Pretend(tmp_path, {})
+    lab_.tune = True
+    sentence = function("methods")(lab_).sentence
+    assert ast.literal_eval(sentence.partition("CHOSEN = ")[2]) == best
+    assert lab_.seeds == list(tuned.SEEDS)
+
+
+def test_what_is_chosen_comes_from_the_grids_and_what_has_no_grid_runs_at_its_defaults():
+    for data, settings in tuned.CHOSEN.items():
+        assert tuple(settings) == tuned.FIELDS[data]
+        for name, (hyper, rate) in settings.items():
+            assert hyper in tuned.GRIDS[name] and rate in tuned.RATES, (data, name)
+    run = tuned.at_best("noisy", "sft → dpo")
+    assert (run.method, run.init, run.noise, run.persona) == ("dpo", "sft", 0.3, "troll")
+    assert tuned.at_best("pairs", "dpo").persona is None
+    assert tuned.at_best("clean", "slic") == Run("slic")
+    told = tuned.in_words("simpo", tuned.setting("clean", "simpo", {"beta": 10.0}, 2e-4))
+    assert told == "simpo (beta 10, lr 0.0002)"
+
+
+def pretended(asked):
+    """A stand-in for run_all: it notes what it is asked for, and invents the marks."""
+    def run_all(runs, seeds, cache, found):
+        curve = [[0, -1.0, -1.0, -2.0, -1.0], [4, -3.0, -1.0, -1.5, -4.0]]
+        marks = {"right": 0.6, "agree": 0.9, "skill": 0.6, "curve": curve, "info": {"log_u": -1.0}}
+        for seed in seeds:
+            found(None, seed, {"right": 0.3, "agree": 0.9, "skill": 0.6})
+            for label in runs:
+                asked.append((label, seed))
+                found(label, seed, marks)
+    return run_all
 
 
 def test_a_run_is_measured_once(tmp_path, monkeypatch):
     asked = []
-
-    def run_all(runs, seeds, cache):
-        asked.extend(runs)
-        curve = [[0, -1.0, -1.0, -2.0, -1.0], [4, -3.0, -1.0, -1.5, -4.0]]
-        marks = {"right": 0.6, "agree": 0.9, "skill": 0.6, "curve": curve, "info": {"log_u": -1.0}}
-        base = {"right": 0.3, "agree": 0.9, "skill": 0.6}
-        return [base for _ in seeds], {label: [marks for _ in seeds] for label in runs}
-
-    monkeypatch.setattr(lab, "run_all", run_all)
-    known = {}
+    monkeypatch.setattr(lab, "run_all", pretended(asked))
+    known = lab.Known(tmp_path)
     for _ in range(2):
         data = Lab([0, 1], tmp_path, known).run({"a": Run("sft"), "b": Run("dft")})
     Lab([0, 1], tmp_path, known).run({"c": Run("dft"), "d": Run("ift")})
-    assert asked == ["a", "b", "d"]
+    Lab([1, 2], tmp_path, known).run({"a": Run("sft")})
+    assert asked == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("d", 0), ("d", 1), ("a", 2)]
     expected = {"log_u": -1.0, "wanted_change": 0.5, "negatives_change": -3.0, "peak_lost": 2.0}
     for mark, value in expected.items():
         assert data["b"][mark] == [value, value]
     assert data["a"]["average"] == pytest.approx([0.7, 0.7]) and data["base"]["right"] == [0.3, 0.3]
+
+
+def test_an_interrupted_command_goes_on_with_the_runs_that_are_missing(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(lab, "run_all", pretended(asked))
+    runs = {"a": Run("sft"), "b": Run("dft", {"tau": 0.3}), "own": Run(dft.FloorOnly)}
+    before = Lab([0, 1], tmp_path).run(runs)
+
+    # The last line, b of seed 1, was being written when the process was killed.
+    path = lab.Known(tmp_path / "cache").path
+    path.write_text(path.read_text(encoding="utf-8")[:-30], encoding="utf-8")
+    asked.clear()
+    assert Lab([0, 1], tmp_path).run(runs) == before
+    assert asked == [("own", 0), ("b", 1), ("own", 1)], "a study's own class is in no known file"
+
+    # Of a file whose last line was cut off nothing is lost by writing on.
+    asked.clear()
+    Lab([0, 1], tmp_path).run({"a": Run("sft"), "b": Run("dft", {"tau": 0.3})})
+    assert asked == []
 
 
 # -------------------------------------------------------------------------------- the command line

@@ -11,7 +11,7 @@ import torch
 
 from minialign.__main__ import main
 from minialign.evaluate import answer_logps
-from minialign.lab.studies import writer
+from minialign.lab.studies import STUDIES, chosen, writer
 from minialign.lab.studies.lab import HOLDS, NOT, OPEN, SMALL, Lab
 from minialign.lab.studies.processes import in_processes
 from minialign.lab.studies.writer import CONTROL, PLAIN, ROWS, Size, Training
@@ -94,10 +94,10 @@ def test_a_lesson_has_the_teachers_answer_and_the_policys_own(tiny_lesson):
         assert bad.startswith(prompt)
 
 
-def test_a_later_training_begins_where_the_earlier_one_ended(tiny_lesson, monkeypatch):
-    monkeypatch.setitem(ROWS, "sft", Training("sft", 1e-3))
-    before, _ = writer.taught(ROWS["sft"], tiny_lesson, TINY)
-    after, _ = writer.taught(Training("dpo", 1e-30, after="sft"), tiny_lesson, TINY)
+def test_a_later_training_begins_where_the_earlier_one_ended(tiny_lesson):
+    first = Training("sft", 1e-3)
+    before, _ = writer.taught(first, tiny_lesson, TINY)
+    after, _ = writer.taught(Training("dpo", 1e-30, after=first), tiny_lesson, TINY)
     alone, _ = writer.taught(Training("dpo", 1e-30), tiny_lesson, TINY)
     torch.testing.assert_close(after.state_dict(), before.state_dict(), atol=1e-7, rtol=0)
     assert not torch.allclose(after.head, alone.head)
@@ -137,22 +137,53 @@ def test_the_verdict_follows_the_numbers(judge, verdict):
     assert HOLDS != verdict
 
 
-def test_the_rate_is_the_best_one_that_repeats_itself_no_more_than_the_teacher(monkeypatch, capsys):
-    def run_rows(lab, rows, judge, development):
-        assert development and judge == writer.TEACHER
-        data = {name: {"judge": [1.0], "distinct_3": [0.9]} for name in ("base", *rows, "teacher")}
-        for name in rows:
-            rate = rows[name].lr
-            # The higher the rate the likelier the text; beyond 2e-3 it repeats itself.
-            data[name] = {"judge": [2 - 100 * rate], "distinct_3": [0.9 if rate < 3e-3 else 0.5],
-                          "perplexity": [4.0]}
-        return data, []
+@pytest.mark.parametrize("rise, recovery, said", [
+    (-0.1, 0.0, (HOLDS, NOT)), (0.1, -0.1, (NOT, HOLDS)), (-SMALL, -SMALL, (HOLDS, HOLDS))])
+def test_the_claims_of_ift_are_judged_by_their_intervals(rise, recovery, said):
+    sft = {"judge_rise": [0.2, 0.3, 0.25], "judge_recovery": [1.5, 1.6, 1.4]}
+    ift = {"judge_rise": [x + rise for x in sft["judge_rise"]],
+           "judge_recovery": [x + recovery for x in sft["judge_recovery"]]}
+    told = writer.claims_of_ift({"sft": sft, "ift": ift})
+    assert told.endswith(f"{said[1]}.") and f"): {said[0]}; " in told
+    ift["judge_rise"][0] += 1
+    assert f"): {OPEN}; " in writer.claims_of_ift({"sft": sft, "ift": ift})
 
+
+@pytest.mark.parametrize("peak, too_much, chosen, tried", [
+    (1e-3, 1, 1e-3, {5e-4, 1e-3, 2e-3}),                                # it stands between others
+    (4e-3, 1, 4e-3, {5e-4, 1e-3, 2e-3, 4e-3, 8e-3}),
+    (1, 1, 8e-3, {5e-4, 1e-3, 2e-3, 4e-3, 8e-3}),                       # five and no more
+    (1e-9, 1, 1.25e-4, {1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3}),
+    (1, 3e-3, 2e-3, {5e-4, 1e-3, 2e-3, 4e-3}),                          # beyond it repeats itself
+    (1, 0, 1.25e-4, {1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3}),               # all of them repeat
+])
+def test_the_rate_is_the_best_one_that_repeats_itself_no_more_than_the_teacher(
+        monkeypatch, peak, too_much, chosen, tried):
+    """The better the nearer its rate is to `peak`; above `too_much` it repeats itself."""
+    def run_rows(lessons, rows, judge):
+        assert lessons == "development" and judge == writer.TEACHER
+        asked.update(rows)
+        data = {}
+        for name, row in rows.items():
+            rate = row.lr if row else 0
+            distance = abs(math.log(rate / peak)) if row else 0
+            data[name] = {"judge": [distance], "distinct_3": [0.5 if rate > too_much else 0.9],
+                          "perplexity": [4.0]}
+        return data
+
+    asked = {}
     monkeypatch.setattr(writer, "run_rows", run_rows)
-    monkeypatch.setattr(writer, "RATES", (5e-4, 2e-3, 4e-3))
+    monkeypatch.setattr(writer, "lessons_of", lambda *_, development: "development")
     found = writer.writer(Lab([0], None, tune=True))
-    assert "sft 0.002" in found.verdict and "dft2 0.002" in found.verdict
-    assert CONTROL not in found.verdict and "0.004" not in found.verdict
+    rates = [part.rpartition(" ")[2] for part in found.verdict.split(", ")]
+    assert len(rates) == len(ROWS) - 1 and {float(rate) for rate in rates} == {chosen}
+    assert CONTROL not in found.verdict
+    for name in ROWS:
+        of_row = {row.lr for key, row in asked.items() if key.rpartition(" ")[0] == name}
+        assert of_row == (set() if name == CONTROL else tried)
+    for key, row in asked.items():
+        if key.startswith("sft → dpo"):
+            assert row.after.lr == chosen
 
 
 def test_the_study_prints_draws_and_writes_every_number(tiny, tmp_path, monkeypatch, capsys):
@@ -186,6 +217,11 @@ def test_a_model_without_training_is_only_asked(tiny_lesson):
 def test_its_flags_belong_to_it_alone(words, capsys):
     assert main(["study", *words]) == 2
     assert "the study writer only" in capsys.readouterr().err
+
+
+def test_all_studies_are_all_but_this_one_which_takes_half_an_hour():
+    assert chosen("all") == [name for name in STUDIES if name != "writer"]
+    assert chosen("writer") == ["writer"]
 
 
 def test_a_judge_that_is_none_is_refused_before_anything_is_trained(tmp_path, capsys):

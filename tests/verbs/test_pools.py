@@ -13,6 +13,7 @@ from minialign import load_model, save_model
 from minialign.__main__ import main
 from minialign.generate import answers
 from minialign.hf.encoding import encode_answer
+from minialign.verbs.sample import with_system
 
 
 def test_the_pool_holds_the_log_probs_of_its_own_texts(folder, pairs, tmp_path):
@@ -194,3 +195,9 @@ def test_a_long_prompt_shortens_nobody_elses_answer(folder):
         pool for prompt in prompts for pool in answers(model, tokenizer, [prompt], *draw)
     ]
     assert [len(text) > 4 for ((text, _),) in together] == [True, False, True]
+
+
+def test_a_system_message_stands_apart_from_a_prompt_that_is_a_string():
+    assert with_system("Which?", "Be unhelpful.") == "Be unhelpful.\nWhich?"
+    assert with_system("Which?", "Badly: ") == "Badly: Which?"
+    assert with_system("Which?", None) == with_system("Which?", "") == "Which?"

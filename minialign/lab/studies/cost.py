@@ -156,7 +156,11 @@ def cost(lab: Lab) -> Findings:
         f"{seconds_stored.percent()} and {memory_stored.percent()}."
     )
     question = "What does a step cost without a reference model?"
-    return Findings(data, found, sentence, picture(data, question), MARKS)
+    return Findings(data, found, sentence, picture(data, question), MARKS, tests={
+        "time saved, reference in memory": seconds,
+        "memory saved, reference in memory": memory,
+        "memory saved, log-probs stored": memory_stored,
+    })
 
 
 def first_pass(lab: Lab) -> Findings:
@@ -173,7 +177,8 @@ def first_pass(lab: Lab) -> Findings:
     )
     question = "What does it cost to ask the policy for its guesses first?"
     found = verdict(seconds.below(0.05), seconds.above(0.05))
-    return Findings(data, found, sentence, picture(data, question), MARKS)
+    return Findings(data, found, sentence, picture(data, question), MARKS, tests={
+        "time of ift over sft": seconds})
 
 
 def picture(data: dict, question: str) -> partial:

@@ -1,25 +1,43 @@
 """What the IFT paper claims (arXiv 2405.11870): residual connection and propagation, part by part.
 
-What its first forward pass costs is in cost.py.
+What its first forward pass costs is in cost.py, what it says about estimates in estimate.py.
 """
 
 import copy
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 
 from minialign.data import collate
 from minialign.lab import plot
 from minialign.lab.arena import RECIPE, Exam, Run, fine_tuning_data
+from minialign.lab.places import PLACES, split
 from minialign.lab.plot import COLOR, average
-from minialign.lab.race import CONDITIONS, TITLES, Difference
+from minialign.lab.race import CONDITIONS, CONTROL, TITLES, Difference, tripled
 from minialign.lab.small import base_model
-from minialign.lab.studies.lab import MARKS, SMALL, Findings, Lab, by_condition, more, verdict
+from minialign.lab.studies.lab import (
+    HOLDS,
+    MARKS,
+    NOT,
+    SMALL,
+    Better,
+    Findings,
+    Lab,
+    by_condition,
+    in_parts,
+    less,
+    more,
+    verdict,
+)
+from minialign.lab.studies.tuned import at_best, in_words
 from minialign.logps import batch_logps
 from minialign.methods import METHODS
 from minialign.stats import show
 from minialign.train import fit, fused_pass
+
+NO_ROOM = "no room here: behind the fork SFT has nothing left to lose"
 
 
 @dataclass
@@ -41,18 +59,29 @@ class RandomGuesses(METHODS["ift"]):
         return replace(batch, rows=replace(rows, guesses=guesses))
 
 
-def residual(lab: Lab) -> Findings:
-    lams = (0.2, 0.5, 0.8, 1.0)
-    runs = {f"λ {lam:g}": Run("ift", {"lam": lam, "gamma": 0.0}) for lam in lams}
-    runs["random, λ 0.5"] = Run(RandomGuesses, {"lam": 0.5, "gamma": 0.0})
-    data = lab.both(runs)
+LAMS = (0.2, 0.5, 0.8, 1.0)
 
-    gain, told, noise = {}, [], {}
+
+def residuals() -> dict[str, Run]:
+    """IFT without propagation, and the control that reads random tokens."""
+    runs = {f"λ {lam:g}": Run("ift", {"lam": lam, "gamma": 0.0}) for lam in LAMS}
+    return runs | {"random, λ 0.5": Run(RandomGuesses, {"lam": 0.5, "gamma": 0.0})}
+
+
+def residual(lab: Lab) -> Findings:
+    """The rule: it helps if λ = 0.2 or 0.5 clearly gives more right answers than SFT. If it does
+    not, there must have been room: reading a guess can only change tokens behind it, and the
+    opening of an answer is never guessed wrong, so only what SFT loses behind the fork can be won.
+    """
+    data = lab.both(residuals())
+    gain, told, noise, room = {}, [], {}, {}
+    zero = {"lost_behind": [0.0] * len(lab.seeds)}
     for c in CONDITIONS:
-        for lam in lams:
+        for lam in LAMS:
             gain[c, lam] = Difference(data[f"{c} λ {lam:g}"], data[f"{c} sft"], "right")
-        told.append(f"{c} labels " + ", ".join(f"λ = {lam:g} {gain[c, lam]}" for lam in lams))
+        told.append(f"{c} labels " + ", ".join(f"λ = {lam:g} {gain[c, lam]}" for lam in LAMS))
         noise[c] = Difference(data[f"{c} λ 0.5"], data[f"{c} random, λ 0.5"], "right")
+        room[c] = Difference(data[f"{c} sft"], zero, "lost_behind")
     helped = [key for key, difference in gain.items() if more(difference)]
     where = {c for c, _ in helped}
     found = verdict(
@@ -60,49 +89,183 @@ def residual(lab: Lab) -> Findings:
         all(gain[c, 0.2].below(SMALL) for c in CONDITIONS),             # 0.2 is the paper's
         limit=f"with {TITLES[helped[0][0]]}" if len(where) == 1 else "",
     )
+    if found == NOT and all(r.below(SMALL) for r in room.values()):
+        found = NO_ROOM
     sentence = (
         f"Right answers against SFT (λ = 0), without propagation: {'; '.join(told)}. The policy's "
         f"own guesses against random tokens in the same places (λ = 0.5): {noise['clean']} clean, "
-        f"{noise['noisy']} noisy."
+        f"{noise['noisy']} noisy. What SFT loses of the right answers behind the fork, and so all "
+        f"that there is to be won: {room['clean']} clean, {room['noisy']} noisy."
     )
     question = "IFT's residual alone: how much of its own guess should the model read (λ)?"
-    colors = dict.fromkeys(runs, COLOR["ift"]) | {"random, λ 0.5": COLOR["ift_eq21"]}
+    colors = dict.fromkeys(residuals(), COLOR["ift"]) | {"random, λ 0.5": COLOR["ift_eq21"]}
+    tests = {f"λ {lam:g} over sft, {c}": gain[c, lam] for c in CONDITIONS for lam in (0.2, 0.5)}
     return Findings(data, found, sentence,
-                    partial(plot.answer_bars, by_condition(data), question, colors))
+                    partial(plot.answer_bars, by_condition(data), question, colors), tests=tests)
+
+
+WEIGHTS = {             # the ways to weigh tokens, for `pushes`
+    "sft": METHODS["sft"](),
+    "eq. 21": METHODS["ift_eq21"](),
+    "released code": METHODS["ift"](),
+    "released, detached": METHODS["ift"](detach_weights=True),
+}
+
+
+@torch.no_grad()
+def pushes(model, batch) -> dict[str, list[float]]:
+    """{way: mean push on a right answer, summed over its opening, fork and what is behind}."""
+    logps = batch_logps(model, batch)
+    found = {}
+    for way, method in WEIGHTS.items():
+        _, weights, _ = method.weigh(logps, batch)
+        found[way] = split(weights, batch)[:, 0].sum(-1).tolist()       # (3,), over the examples
+    return found
+
+
+def base_pushes(lab: Lab) -> dict[str, list[float]]:
+    """The same of the base models' answers to the exam, the mean over seeds."""
+    found = {way: [] for way in WEIGHTS}
+    for seed in lab.seeds:
+        model, tokenizer = base_model(seed, lab.out / "cache")
+        for way, places in pushes(model, Exam(tokenizer, seed).disputed).items():
+            found[way].append(places)
+    means = {}
+    for way, seeds in found.items():
+        means[way] = [average(xs) for xs in zip(*seeds, strict=True)]
+    return means
 
 
 def propagation(lab: Lab) -> Findings:
+    """Each form against the simple sum of its own kind, at the same λ: eq. 21 is a sum over the
+    tokens of an answer, the released code a weighted mean of them.
+
+    The rule: a form is better if it clearly gives more right answers than that.
+    """
     runs = {
-        "simple sum": Run("ift", {"gamma": 0.0}),
+        "sft sum": Run("sft", {"reduction": "seq_sum"}),
+        "simple sum": Run("ift_eq21", {"gamma": 0.0}),
+        "simple mean": Run("ift", {"lam": 0.2, "gamma": 0.0}),
+        "eq. 21": Run("ift_eq21"),
         "released code": Run("ift"),
         "released, detached": Run("ift", {"detach_weights": True}),
-        "eq. 21": Run("ift_eq21"),
     }
     data = lab.both(runs)
-    forms = ("released code", "eq. 21")
-    gain, told, own, share = {}, [], {}, {}
+    forms = {"released code": "simple mean", "eq. 21": "simple sum"}
+    gain, told, share, steps = {}, [], {}, []
     for c in CONDITIONS:
         released = data[f"{c} released code"]
-        for form in forms:
-            gain[c, form] = Difference(data[f"{c} {form}"], data[f"{c} simple sum"], "right")
+        for form, simple in forms.items():
+            gain[c, form] = Difference(data[f"{c} {form}"], data[f"{c} {simple}"], "right")
         told.append(f"{c} labels " + ", ".join(f"{form} {gain[c, form]}" for form in forms))
-        own[c] = Difference(released, data[f"{c} released, detached"], "right")
         share[c] = average(released["negative_weights"])
+        # From SFT to the released code, one change at a time.
+        path = [data[f"{c} {name}"] for name in ("sft", "simple mean", "released, detached")]
+        parts = [Difference(b, a, "right") for a, b in pairwise([*path, released])]
+        steps.append(f"{c} labels {parts[0]}, {parts[1]} and {parts[2]}")
+
+    where = []
+    for way, places in base_pushes(lab).items():
+        where.append(f"{way} " + ", ".join(f"{x:+.2f}" for x in places))
     clear = [f"{form} with {TITLES[c]}" for (c, form), d in gain.items() if more(d)]
     found = verdict(
         bool(clear), all(d.below(SMALL) for d in gain.values()),
         limit="" if len(clear) == len(gain) else "for " + " and ".join(clear),
     )
     sentence = (
-        f"Right answers against the simple sum: {'; '.join(told)}. Gradient through the released "
-        f"weights, against detached ones: {own['clean']} clean, {own['noisy']} noisy; it pushes "
-        f"{share['clean']:.0%} and {share['noisy']:.0%} of the wanted tokens down."
+        f"Right answers against the simple sum of the same kind: {'; '.join(told)}. From SFT to "
+        "the released code, first reading guesses, then the weights, then the gradient through "
+        f"them: {'; '.join(steps)}. That gradient pushes {share['clean']:.0%} and "
+        f"{share['noisy']:.0%} of the wanted tokens down. Pushes on a right answer of the base "
+        f"model at {', '.join(PLACES)}: {'; '.join(where)}. By sums and by means SFT itself "
+        f"differs by {Difference(data['noisy sft sum'], data['noisy sft'], 'right')} (noisy)."
     )
     question = "IFT, λ = 0.2: does propagating losses through the answer help?"
-    colors = dict.fromkeys(runs, COLOR["ift"]) | {"eq. 21": COLOR["ift_eq21"]}
+    colors = dict.fromkeys(runs, COLOR["ift"]) | {
+        "eq. 21": COLOR["ift_eq21"], "simple sum": COLOR["ift_eq21"], "sft sum": COLOR["sft"]}
     marks = MARKS | {"negative_weights": ("pushed down", 3)}
     return Findings(data, found, sentence,
-                    partial(plot.answer_bars, by_condition(data), question, colors), marks)
+                    partial(plot.answer_bars, by_condition(data), question, colors), marks,
+                    tests={f"{form} over its {forms[form]}, {c}": d for (c, form), d in
+                           gain.items()})
+
+
+# ------------------------------------------------------------------ after a slip, and after SFT
+
+SLIPS = {"recovery_opening": "a wrong first digit", "recovery_fork": "the wrong number's digit"}
+
+
+def recovery(lab: Lab) -> Findings:
+    """The answer begins with a slip that the policy did not choose: does it come back?
+
+    What is measured is the probability of all the right answer's other tokens behind the slip. The
+    rule: IFT recovers if that is clearly higher than after SFT, by more than SMALL, in one of its
+    forms at the paper's λ = 0.2, or at 0.5.
+    """
+    whole = {"released code": Run("ift"), "eq. 21": Run("ift_eq21")}
+    data = lab.both(residuals() | whole)
+    parts, told, tests = {}, [], {}
+    for mark, slip in SLIPS.items():
+        ahead = {}
+        for c in CONDITIONS:
+            for name in ("released code", "eq. 21", "λ 0.2", "λ 0.5"):
+                ahead[c, name] = Difference(data[f"{c} {name}"], data[f"{c} sft"], mark)
+                tests[f"{name} over sft, {c}, after {slip}"] = ahead[c, name]
+            most = Difference(data[f"{c} λ 1"], data[f"{c} sft"], mark)
+            random = Difference(data[f"{c} λ 0.5"], data[f"{c} random, λ 0.5"], mark)
+            told.append(
+                f"after {slip}, {c} labels, sft {show(data[f'{c} sft'][mark])}, against that "
+                f"released {ahead[c, 'released code']}, eq. 21 {ahead[c, 'eq. 21']}, λ = 0.2 alone "
+                f"{ahead[c, 'λ 0.2']}, λ = 0.5 {ahead[c, 'λ 0.5']}, λ = 1 {most}; λ = 0.5 against "
+                f"random tokens {random}")
+        better = [key for key, d in ahead.items() if more(d)]
+        limit = "for " + " and ".join(f"{name} with {TITLES[c]}" for c, name in better)
+        parts[f"after {slip}"] = verdict(
+            bool(better), all(d.below(SMALL) for d in ahead.values()),
+            "" if len(better) == len(ahead) else limit)
+    panels, shown = {}, ("sft", *whole, *residuals())
+    for mark, slip in SLIPS.items():
+        panels[f"after {slip}"] = {name: data[f"clean {name}"][mark] for name in shown}
+    colors = dict.fromkeys(shown[1:], COLOR["ift"]) | {"random, λ 0.5": COLOR["ift_eq21"]}
+    draw = partial(plot.bars, panels, "p(the rest of the right answer) →",
+                   "The answer has begun with a slip. Does the policy come back?", colors)
+    marks = {mark: (f"after {slip}", 3) for mark, slip in SLIPS.items()} | MARKS
+    return Findings(data, in_parts(parts),
+                    f"Probability of the rest of the right answer: {'; '.join(told)}.", draw, marks,
+                    tests=tests)
+
+
+def pipeline(lab: Lab) -> Findings:
+    """IFT's main claim: wanted answers alone, against SFT and then DPO on preference pairs.
+
+    The rule: IFT is at least as good if its right answers are known to be no more than SMALL below,
+    and worse if they clearly are, by more than SMALL. If the same is known of SFT alone, and IFT is
+    not clearly above that, the verdict says so: then it is not IFT's doing.
+    """
+    names = ("sft", "ift", "sft → dpo")
+    runs = {}
+    for c in CONDITIONS:
+        pairs = "pairs" if c == "clean" else "noisy pairs"
+        runs |= {f"{c} {name}": at_best(pairs if "→" in name else c, name) for name in names}
+        runs[f"{c} {CONTROL}"] = tripled(runs[f"{c} sft"])
+    data = lab.run(runs)
+    parts, told, tests = {}, [], {}
+    for c, labels in TITLES.items():
+        against = Better(data[f"{c} ift"], data[f"{c} sft → dpo"])
+        base = Better(data[f"{c} ift"], data[f"{c} sft"])
+        alone = Difference(data[f"{c} sft"], data[f"{c} sft → dpo"], "right")
+        found = verdict(against.right.above(-SMALL), less(against.right))
+        if found == HOLDS and alone.above(-SMALL) and not base.right.above():
+            found = f"{HOLDS}, as it does for SFT alone"
+        parts[labels] = found
+        tests |= against.tests(f"ift over sft → dpo, {labels}")
+        tests |= {f"sft over sft → dpo, {labels}": alone, f"ift over sft, {labels}": base.right}
+        settings = ", ".join(in_words(name, runs[f"{c} {name}"]) for name in names)
+        told.append(f"with {labels} against sft → dpo {against}, against sft {base} ({settings})")
+    question = "IFT from wanted answers alone, or SFT and then DPO on pairs?"
+    return Findings(data, in_parts(parts), f"IFT {'; '.join(told)}.",
+                    partial(plot.answer_bars, by_condition(data), question,
+                            {"sft → dpo": COLOR["dpo"]}), tests=tests)
 
 
 # ------------------------------------------------------------------- where the guess is the label

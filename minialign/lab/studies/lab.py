@@ -6,15 +6,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minialign.lab import race
-from minialign.lab.arena import Run, run_all
+from minialign.lab.arena import Run
 from minialign.lab.race import CONDITIONS, CONTROL, TITLES, Difference, cells, columns, tripled
+from minialign.lab.studies.known import Known
+from minialign.lab.workers import run_all
 from minialign.stats import holm, table
 
 HOLDS, NOT, OPEN = "holds", "does not hold here", "undecided with these seeds"
 TRAINED_FOR = "if nothing counts but the questions trained for"         # a limit of a verdict
 SMALL = 0.03                            # a share of answers that we call no difference
-RATES = (2e-4, 5e-4, 1e-3)              # learning rates that a method may choose from,
-N_TUNING = 2                            # on so many seeds
 
 # A study's table: the marks of the race without the seconds, and the average of the three tasks.
 MARKS = {mark: how for mark, how in race.MARKS.items() if mark != "seconds"}
@@ -28,6 +28,16 @@ def verdict(holds: bool, fails: bool, limit: str = "") -> str:
     if holds:
         return HOLDS
     return NOT if fails else OPEN
+
+
+def in_parts(parts: dict[str, str]) -> str:
+    """The verdict on a claim of several parts, from {part: its own verdict}.
+
+    What all parts have in common is said once.
+    """
+    if len(set(parts.values())) == 1:
+        return next(iter(parts.values()))
+    return "; ".join(f"{part}: {found}" for part, found in parts.items())
 
 
 # -------------------------------------------------------------------------------- what is to be run
@@ -61,16 +71,20 @@ def by_condition(data: dict) -> dict[str, dict]:
 class Lab:
     """Seeds, a folder, and what has been measured so far.
 
-    A run is a function of its `Run` and its seed, so it is done once, whatever study asks for it.
+    A run is a function of its `Run` and its seed, so it is done once, whatever study asks for it,
+    and a command that was interrupted goes on where it was.
     """
 
     seeds: list[int]
     out: Path
-    known: dict = field(default_factory=dict)       # {(repr of a Run, seed): marks}
+    known: Known | None = None                      # shared by all studies of a command
     methods: list[str] | None = None                # --methods, if given
     judge: str | None = None                        # --judge, if given
     tune: bool = False                              # --tune
     began: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self):
+        self.known = self.known or Known(self.out / "cache")
 
     def run(self, runs: dict[str, Run], seeds: list[int] | None = None) -> dict[str, dict]:
         """{label: {mark: [one value per seed]}}, the base models first.
@@ -78,17 +92,22 @@ class Lab:
         The method's own numbers are marks too.
         """
         seeds = self.seeds if seeds is None else seeds
-        keys = {"base": "base", **{label: repr(run) for label, run in runs.items()}}
-        missing = [key for key in keys.values() if any((key, s) not in self.known for s in seeds)]
-        todo = {label: run for label, run in runs.items() if keys[label] in missing}
-        if missing:
-            base, results = run_all(todo, seeds, self.out / "cache")
-            for label, per_seed in {"base": base, **results}.items():
-                for seed, marks in zip(seeds, per_seed, strict=True):
-                    self.known[keys[label], seed] = with_more_marks(marks)
+        runs = {"base": None, **runs}
+        todo = {}                                           # {what is missing: [seeds it misses]}
+        for seed in seeds:
+            missing = tuple(label for label, run in runs.items() if (run, seed) not in self.known)
+            if missing:
+                todo.setdefault(missing, []).append(seed)
+        for missing, some in todo.items():
+            new = {label: runs[label] for label in missing if label != "base"}
+
+            def keep(label, seed, marks):
+                self.known.add(runs[label or "base"], seed, marks)
+
+            run_all(new, some, self.out / "cache", keep)
         data = {}
-        for label, key in keys.items():
-            data[label] = columns([self.known[key, seed] for seed in seeds])
+        for label, run in runs.items():
+            data[label] = columns([with_more_marks(self.known[run, seed]) for seed in seeds])
         return data
 
     def noisy(self, runs: dict[str, Run]) -> dict[str, dict]:
@@ -121,29 +140,6 @@ def with_more_marks(marks: dict) -> dict:
         more["negatives_change"] = last[4] - first[4]
         more["peak_lost"] = max(point[1] for point in marks["curve"]) - last[1]
     return more
-
-
-def tuned(lab: Lab, runs: dict[str, Run]) -> dict[str, Run]:
-    """The same runs, each at the learning rate that gives it most right answers.
-
-    It is chosen on seeds that are not judged on: the ones after the study's own.
-    """
-    seeds = [max(lab.seeds) + 1 + i for i in range(N_TUNING)]
-    tries = {}
-    for label, run in runs.items():
-        for rate in RATES:
-            tries[f"{label} {rate}"] = replace(run, recipe=replace(run.recipe, lr=rate))
-    data = lab.run(tries, seeds)
-    best = {}
-    for label in runs:
-        right = {rate: sum(data[f"{label} {rate}"]["right"]) for rate in RATES}
-        best[label] = tries[f"{label} {max(right, key=right.get)}"]
-    return best
-
-
-def rates(runs: dict[str, Run]) -> str:
-    """The learning rates of `runs`, for a sentence."""
-    return ", ".join(f"{label} {run.recipe.lr:g}" for label, run in runs.items())
 
 
 # ------------------------------------------------------------------------------------ what is found

@@ -7,67 +7,64 @@ openings that nobody trained on, and a judge, the teacher or another language mo
 bits each character of it costs.
 """
 
-import itertools
-import math
 import random
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 
-from minialign.data import Example, collate
+from minialign.data import Example
 from minialign.evaluate import answer_logps
 from minialign.evaluate import marks as marks_of
-from minialign.generate import answers
-from minialign.hf.encoding import encode_rows
 from minialign.hf.folders import load_model
 from minialign.hf.rowfiles import read_file
-from minialign.hf.rows import Row
 from minialign.lab import plot
 from minialign.lab.plot import COLOR
 from minialign.lab.race import CONTROL, Difference, columns
 from minialign.lab.studies.lab import SMALL, Findings, Lab, less, verdict
 from minialign.lab.studies.processes import in_processes
-from minialign.logps import batch_logps
+from minialign.lab.studies.stories import AT_A_TIME, as_examples, bits, distinct, opened, write
 from minialign.methods import build_method
 from minialign.train import Recipe, fit
 
 POLICY, TEACHER = "llama2xs", "stories260K"
 WANTED = 0.7                    # temperature of the wanted answers
 WILD = 1.7                      # temperature at which the policy makes no sense
-AT_A_TIME = 128                 # texts that are written or scored together
 SHOWN = 3                       # openings whose continuations are printed
 
-# What a rate is chosen from. The rates in ROWS are the choice, made once on the development
-# openings by `python -m minialign study writer --tune`; README.md tells what was tried then.
-RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+# Rates that every row tries when they are chosen. Where the best one stands at the edge, the rate
+# beyond it is tried too, twice or half as high, until the best stands between two others or so many
+# have been tried. The rates in ROWS are the choice; README.md has the command that made it.
+RATES = (5e-4, 1e-3, 2e-3)
+MOST_RATES = 5
 
 
 @dataclass(frozen=True)
 class Training:
     """How the policy is trained: a method's name, its rate, and what differs from the common run.
 
-    after   the row whose training comes first; the negatives are then drawn from its result
+    after   the training that comes first; the negatives are then drawn from its result
     """
 
     method: str
     lr: float
     hyper: dict = field(default_factory=dict)
     longer: int = 1             # times as many updates
-    after: str | None = None
+    after: "Training | None" = None
 
 
+SFT = Training("sft", 4e-3)
 ROWS = {
-    "sft": Training("sft", 4e-3),
+    "sft": SFT,
     "sft sum": Training("sft", 4e-3, {"reduction": "seq_sum"}),
-    CONTROL: Training("sft", 4e-3, longer=3),
+    CONTROL: replace(SFT, longer=3),
     "asft": Training("asft", 2e-3),
     "dft": Training("dft", 1e-3),
     "dft2": Training("dft2", 2e-3),
     "ift": Training("ift", 1e-3),
     "ift γ 0": Training("ift", 1e-3, {"gamma": 0.0}),
     "simpo_sft": Training("simpo_sft", 1e-3),
-    "sft → dpo": Training("dpo", 2.5e-4, after="sft"),
+    "sft → dpo": Training("dpo", 2.5e-4, after=SFT),
 }
 PLAIN = {"base": POLICY, "teacher": TEACHER}            # rows that are not trained
 IMITATION = ("sft", "sft sum", CONTROL)                 # what the others have to beat
@@ -93,7 +90,7 @@ class Size:
 SIZE = Size()
 
 
-# ------------------------------------------------------------------------------ openings and texts
+# ---------------------------------------------------------------------------------------- openings
 
 def openings(size: Size, seed: int, development: bool) -> tuple[list[str], list[str]]:
     """The openings of a seed, to train on and to measure on.
@@ -108,37 +105,6 @@ def openings(size: Size, seed: int, development: bool) -> tuple[list[str], list[
     random.Random(seed).shuffle(others)
     held_out = others[size.train : size.train + size.test]
     return others[: size.train], kept if development else held_out
-
-
-@lru_cache
-def opened(name: str):
-    """A model that is only read, and its tokenizer; each process keeps it."""
-    return load_model(name)
-
-
-def write(model, tokenizer, prompts: list[str], k: int, new: int, seed: int,
-          temperature: float = 1.0) -> list[list[tuple[str, bool]]]:
-    """k continuations of every prompt, up to `new` tokens, each as (text, finished)."""
-    draw = torch.Generator().manual_seed(seed)
-    encoded = [ids for ids, _ in encode_rows(tokenizer, [Row("", p, []) for p in prompts])]
-    pools = []
-    per_batch = max(1, AT_A_TIME // k)
-    for begin in range(0, len(prompts), per_batch):
-        part = encoded[begin : begin + per_batch]
-        pools += answers(model, tokenizer, part, k, new, temperature, generator=draw)
-    return pools
-
-
-def as_examples(tokenizer, prompts: list[str], pools: list[list[tuple[str, bool]]]):
-    """Prompts with their continuations, in order, as examples; unfinished ones have no end."""
-    rows = []
-    for prompt, pool in zip(prompts, pools, strict=True):
-        texts = [text for text, _ in pool]
-        # A continuation without any text consists of its end alone.
-        finished = [done or not text for text, done in pool]
-        rows.append(Row("", prompt, texts, finished=finished))
-    encoded = encode_rows(tokenizer, rows)
-    return [Example(i, prompt, texts) for i, (prompt, texts) in enumerate(encoded)]
 
 
 # ------------------------------------------------------------------------------------------ a seed
@@ -179,7 +145,7 @@ def taught(row: Training, of: Lesson, size: Size):
     if row.after is None:
         model, tokenizer = load_model(POLICY)
     else:
-        model, tokenizer = taught(ROWS[row.after], of, size)
+        model, tokenizer = taught(row.after, of, size)
         k = size.negatives * size.epochs
         pools = write(model, tokenizer, of.prompts, k, size.new, of.seed + 4)
         for example, own in zip(examples, as_examples(tokenizer, of.prompts, pools), strict=True):
@@ -194,41 +160,6 @@ def taught(row: Training, of: Lesson, size: Size):
 
 
 # ------------------------------------------------------------------------------------ what is asked
-
-@torch.no_grad()
-def bits(judge, prompts: list[str], texts: list[str]) -> list[float]:
-    """Bits per character of the texts behind their prompts under a judge: (model, tokenizer).
-
-    →   four numbers: of all the text, and of the first, second and last third of its tokens
-    """
-    model, tokenizer = judge
-    rows = [Row("", prompt, [text], finished=[False])
-            for prompt, text in zip(prompts, texts, strict=True) if text]
-    encoded = [(prompt, ids) for prompt, [ids] in encode_rows(tokenizer, rows) if ids]
-    nats, letters = [0.0] * 3, [0] * 3
-    for begin in range(0, len(encoded), AT_A_TIME):
-        part = encoded[begin : begin + AT_A_TIME]
-        batch = collate([Example(i, prompt, [ids]) for i, (prompt, ids) in enumerate(part)])
-        logps = batch_logps(model, batch)[0].double()                   # (b, T)
-        for (prompt, ids), row in zip(part, logps, strict=True):
-            cuts = [round(len(ids) * third / 3) for third in range(4)]
-            ends = [len(tokenizer.decode(prompt + ids[:cut])) for cut in cuts]
-            for third in range(3):
-                nats[third] -= float(row[cuts[third] : cuts[third + 1]].sum())
-                letters[third] += ends[third + 1] - ends[third]
-    totals = [sum(nats), *nats]
-    return [x / math.log(2) / max(1, n)
-            for x, n in zip(totals, [sum(letters), *letters], strict=True)]
-
-
-def distinct(texts: list[str], n: int = 3) -> float:
-    """The share of different ones among all runs of n words in the texts."""
-    runs = []
-    for text in texts:
-        words = text.split()
-        runs += zip(*(words[i:] for i in range(n)), strict=False)
-    return len(set(runs)) / max(1, len(runs))
-
 
 def measure(model, tokenizer, of: Lesson, judge: str, size: Size, temperature: float) -> dict:
     """Everything that is asked of a model: it continues the held-out openings, and is judged."""
@@ -268,19 +199,18 @@ def row_job(name: str, row: Training | None, of: Lesson, judge: str, size: Size)
     return measure(model, tokenizer, of, judge, size, temperature)
 
 
-def run_rows(lab: Lab, rows: dict[str, Training], judge: str, development: bool = False):
-    """{row: {mark: [one value per seed]}} with the base model first and the teacher last.
-
-    Also the held-out openings of the first seed, whose continuations are shown.
-    """
+def lessons_of(lab: Lab, judge: str, development: bool) -> list[Lesson]:
+    """A lesson for each seed."""
     opened(judge)               # a folder that is no model is found out before anything is trained
-    lessons = in_processes(lesson, [(seed, SIZE, development) for seed in lab.seeds], "texts")
-    rows = {"base": None, **rows, "teacher": None}
+    return in_processes(lesson, [(seed, SIZE, development) for seed in lab.seeds], "texts")
+
+
+def run_rows(lessons: list[Lesson], rows: dict[str, Training | None], judge: str) -> dict:
+    """{row: {mark: [one value per seed]}}; None stands for a model that is not trained."""
     jobs = [(name, row, of, judge, SIZE) for of in lessons for name, row in rows.items()]
     results = iter(in_processes(row_job, jobs, "fine-tuning"))
     per_seed = [{name: next(results) for name in rows} for _ in lessons]
-    data = {name: columns([seed[name] for seed in per_seed]) for name in rows}
-    return data, lessons[0].held_out
+    return {name: columns([seed[name] for seed in per_seed]) for name in rows}
 
 
 # ------------------------------------------------------------------------------------ what is found
@@ -308,16 +238,13 @@ def writer(lab: Lab) -> Findings:
     """The study; with `lab.tune` the choice of the learning rates instead."""
     if lab.tune:
         return tune(lab)
-    data, prompts = run_rows(lab, ROWS, lab.judge or TEACHER)
+    judge = lab.judge or TEACHER
+    lessons = lessons_of(lab, judge, development=False)
+    data = run_rows(lessons, {"base": None, **ROWS, "teacher": None}, judge)
     rivals = [name for name in ROWS if name != "sft"]
     told = ", ".join(f"{name} {Difference(data[name], data['sft'], 'judge')}" for name in rivals)
-    slope = Difference(data["ift"], data["sft"], "judge_rise")
-    recovery = Difference(data["ift"], data["sft"], "judge_recovery")
-    sentence = (
-        f"Bits per character under the judge ({lab.judge or TEACHER}), lower is better, against "
-        f"sft: {told}. From the first to the last third of a continuation they rise by {slope} "
-        f"more under ift than under sft; after a bad beginning ift is at {recovery} of sft."
-    )
+    sentence = (f"Bits per character under the judge ({judge}), lower is better, against sft: "
+                f"{told}. {claims_of_ift(data)}")
     panels = {}
     for mark, title in (("judge", "bits per character of what it writes (← better)"),
                         ("distinct_3", "different runs of three words (more diverse →)")):
@@ -332,7 +259,21 @@ def writer(lab: Lab) -> Findings:
         "distinct_3": ("distinct-3", 3), "perplexity": ("perplexity", 2),
         "characters": ("length", 0),
     }
-    return Findings(data, judged(data), sentence, draw, shown, side_by_side(data, prompts))
+    return Findings(data, judged(data), sentence, draw, shown,
+                    side_by_side(data, lessons[0].held_out))
+
+
+def claims_of_ift(data: dict) -> str:
+    """Whether IFT's text gets worse more slowly than SFT's, and recovers from a bad beginning.
+
+    A claim holds if the interval says so, and not if the gain is known to be no more than SMALL.
+    """
+    told = []
+    for mark, words in (("judge_rise", "it rises less from the first to the last third"),
+                        ("judge_recovery", "it is lower after a bad beginning")):
+        gain = Difference(data["ift"], data["sft"], mark)
+        told.append(f"{words} ({gain}): {verdict(gain.below(), gain.above(-SMALL))}")
+    return f"IFT's claims, against sft: {'; '.join(told)}."
 
 
 def side_by_side(data: dict, prompts: list[str]) -> str:
@@ -348,24 +289,27 @@ def side_by_side(data: dict, prompts: list[str]) -> str:
 # ------------------------------------------------------------------------ the choice of the rates
 
 def tune(lab: Lab) -> Findings:
-    """Every row at every rate, on the development openings.
+    """Every row at several rates, on the development openings; see RATES for which.
 
     The best rate is the one whose text the teacher finds likeliest, among those that leave it as
-    diverse as the teacher's own text: a higher rate goes on to win likelihood by repetition.
+    diverse as the teacher's own text: a higher rate goes on to win likelihood by repetition. A row
+    that comes after another one begins with that one's best rate, so it is tried behind it.
     """
-    tried = {}
-    for name, rate in itertools.product(ROWS, RATES):
-        if name != CONTROL:         # has SFT's
-            tried[f"{name} {rate:g}"] = replace(ROWS[name], lr=rate)
-    data, _ = run_rows(lab, tried, TEACHER, development=True)
-    floor = sum(data["teacher"]["distinct_3"])
+    lessons = lessons_of(lab, TEACHER, development=True)
+    data = run_rows(lessons, dict.fromkeys(PLAIN), TEACHER)
     best = {}
-    for name in ROWS:
-        options = [f"{name} {rate:g}" for rate in RATES if f"{name} {rate:g}" in data]
-        diverse = [key for key in options if sum(data[key]["distinct_3"]) >= floor]
-        if options:
-            best[name] = min(diverse or options[:1], key=lambda key: sum(data[key]["judge"]))
-    chosen = ", ".join(best.values())
+    for later in False, True:
+        names = [name for name, row in ROWS.items() if (row.after is not None) == later]
+        names = [name for name in names if name != CONTROL]             # it has SFT's rate
+        todo = {name: RATES for name in names}
+        while todo:
+            data |= run_rows(lessons, tries(todo, best), TEACHER)
+            todo = {}
+            for name in names:
+                best[name], beyond = best_rate(data, name)
+                if beyond:
+                    todo[name] = (beyond,)
+    chosen = ", ".join(f"{name} {rate:g}" for name, rate in best.items())
     shown = {"judge": ("teacher ↓", 3), "distinct_3": ("distinct-3", 3),
              "perplexity": ("perplexity", 2)}
     bars = {name: marks["judge"] for name, marks in data.items()}
@@ -373,3 +317,36 @@ def tune(lab: Lab) -> Findings:
                    "Learning rates, on development openings", COLORS)
     return Findings(data, f"the rates are {chosen}",
                     "They belong into ROWS of lab/studies/writer.py.", draw, shown)
+
+
+def tries(todo: dict[str, tuple], best: dict[str, float]) -> dict[str, Training]:
+    """{"ROW RATE": training} for the rates that are to be tried next."""
+    rows = {}
+    for name, rates in todo.items():
+        row = ROWS[name]
+        if row.after is not None:
+            row = replace(row, after=replace(SFT, lr=best["sft"]))
+        for rate in rates:
+            rows[f"{name} {rate:g}"] = replace(row, lr=rate)
+    return rows
+
+
+def best_rate(data: dict, name: str) -> tuple[float, float | None]:
+    """The best rate that a row has tried, and the one to be tried next, or None.
+
+    If none leaves the text diverse enough, the lowest counts as the best.
+    """
+    tried = {}
+    for key, marks in data.items():
+        row, _, rate = key.rpartition(" ")
+        if row == name:
+            tried[float(rate)] = marks
+    rates = sorted(tried)
+    floor = sum(data["teacher"]["distinct_3"])
+    diverse = [rate for rate in rates if sum(tried[rate]["distinct_3"]) >= floor]
+    best = min(diverse or rates[:1], key=lambda rate: sum(tried[rate]["judge"]))
+    if len(rates) == MOST_RATES:
+        return best, None
+    if best == rates[0]:
+        return best, best / 2
+    return best, 2 * best if best == rates[-1] else None

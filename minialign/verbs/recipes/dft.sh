@@ -11,8 +11,13 @@
 # Never run on a GPU by us. The code is what the tests run on the CPU.
 #
 # DFT2:       --method dft2 --tau 0.3 --gamma 0.9
-# Setting 1:  (MetaMath, Table 5) --k 12 in sample; --k 4 --gamma 0.95 --lr 8e-7 --epochs 3
-#             --max-len 512 in train; DFT2 there: --tau 0.1
+# Setting 1:  (MetaMath, Table 5) no --system, and --k 12 --max-new-tokens 256 in sample;
+#             --k 4 --gamma 0.95 --lr 8e-7 --epochs 3 --max-len 512 in train; DFT2 there: --tau 0.1
+# Differs:    the paper puts prompts into a chat template, the bad request as its system message
+#             (--chat --chat-template FILE does that); here it stands on a line before the prompt.
+#             Negatives are drawn at 0.7 among 50 tokens, while the reference's log-probs, which DFT
+#             divides by, are those of the full distribution at temperature 1: as in released code.
+#             That code ends a negative that was cut off with an end token, `sample` does not.
 set -euo pipefail
 
 python -m minialign sample --model Mistral-7B-v0.1 --data ultrafeedback.jsonl --out pool.jsonl \

@@ -4,6 +4,10 @@
 # The paper trains with RMSprop, which is AdamW without a memory of gradients (--beta1 0). That
 # also saves 13 GiB. All weights learn.
 #
+# Differs: torch's RMSprop has no bias correction, so its update t is 1/√(1−β₂ᵗ) times as large as
+# ours: 10 times at first. Released code shortens gradients longer than 10, we those longer than 1
+# (--clip 10).
+#
 # Needs    one GPU of 80 GB; a folder Mistral-7B-v0.1 (hf download mistralai/Mistral-7B-v0.1
 #          --local-dir Mistral-7B-v0.1); ultrafeedback.jsonl with rows {"prompt", "completion"}
 # Leaves   ift/model, a Hugging Face folder
