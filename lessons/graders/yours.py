@@ -26,7 +26,8 @@ def method(made: Callable | object) -> str:
         if blank(one):
             return f"{BLANK}: fill in the “...” of `Mine.weigh` and run this again."
         if not hasattr(one, "weigh"):
-            return f"{WRONG}: it is {one!r}, which has no `weigh(logps, batch)`."
+            return (f"{WRONG}: {one!r} is no method. A method is a class with `weigh(logps, batch)`; "
+                    "it should return loss, weights, info.")
         for law, problem_with in LAWS.items():
             problem = problem_with(fresh(one))
             if problem is None:
@@ -82,12 +83,11 @@ def ragged(order: tuple = (0, 1, 2, 3), fill: float = -0.7) -> tuple[Tensor, Bat
     reference = torch.where(mask, drawn, 0).sum(-1)                     # (A, B)
     reference += torch.randn(n.shape, generator=draw, dtype=torch.float64)
 
-    # One number for all three examples: a method with a memory needs to remember only one.
     examples = []
     for b in range(3):
         said = [tokens[a, b, : n[a, b]].tolist() for a in order]
         rewards = [float(a == 0) for a in order]
-        examples.append(Example(0, [1, 2], said, reference[list(order), b].tolist(), rewards))
+        examples.append(Example(b, [1, 2], said, reference[list(order), b].tolist(), rewards))
     return torch.where(mask, drawn, fill)[list(order)], collate(examples)
 
 

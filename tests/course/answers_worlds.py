@@ -265,8 +265,8 @@ WRONG = {
         (changed(lambda L, w, l, b: (L, w)), "returns three things"),
         (changed(lambda L, w, l, b: (float(L), w, {})), "not float"),
         (Remembers, "of answers_worlds.py: AttributeError"),
-        (METHODS["dft"], "slope"),
-        (lambda: 7, "it is 7, which has no `weigh"),
+        (lambda: METHODS["dft"](n_examples=3), "1 of the 6 laws broken"),
+        (lambda: 7, "7 is no method"),
     ],
     "n_parameters": [
         (lambda config: count(config, n_layer=1), "one layer only"),
