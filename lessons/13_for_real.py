@@ -2,7 +2,7 @@
 # # 13 · For real
 # **The question:** is it the same code at 1 B?
 #
-# Everything so far ran on a GPT that you trained in half a minute. In this lesson you load a model
+# Everything so far ran on a GPT that was trained in about a minute. Here you load a model
 # that somebody else has made, with weights from the format that all big models are published in,
 # and look whether our logits are those of the library it was written for. Then you teach it
 # something with the same loop and the same methods as before, and read its stories before and
