@@ -17,7 +17,6 @@
 # %%
 import copy
 import random
-import time
 from dataclasses import replace
 
 import torch
@@ -98,7 +97,7 @@ def run(name, examples, exam, seed):
 
 
 # %%
-began, results, kept = time.perf_counter(), {}, {"before": model}
+results, kept = {}, {"before": model}
 for seed in seeds:
     exam = arena.Exam(tokenizer, seed)
     for condition, noise in conditions.items():
@@ -109,8 +108,6 @@ for seed in seeds:
             results.setdefault((condition, name), []).append(marks)
             if seed == 0 and noise > 0:
                 kept[name] = tuned
-runs = len(names) * len(conditions) * len(seeds)
-print(f"{runs} runs, {(time.perf_counter() - began) / runs:.1f} seconds each")
 
 # %% [markdown]
 # One base model, a few draws of questions, labels, negatives and order. So what follows knows

@@ -36,7 +36,16 @@ from lessons.graders.backward import (
 from lessons.graders.ground import causal_mask, log_softmax, push, rotate, score, unlikelihood
 from lessons.graders.guesses import BUGS, bug_hunt, difference, ift, planted, pull
 from lessons.graders.methods import asft, dft, dpo, keep, prefix, sft, silent_bug
-from lessons.graders.worlds import peak, propagation, success
+from lessons.graders.worlds import (
+    n_parameters,
+    off_path,
+    peak,
+    propagation,
+    residual,
+    success,
+    walk_gradient,
+)
+from lessons.graders.yours import method
 from lessons.judge import BLANK, RIGHT, WRONG
 from minialign.generate import answers
 from minialign.hf.tokenizer import byte_tokenizer

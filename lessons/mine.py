@@ -4,8 +4,11 @@ Replace each `...` by your own lines and run the lesson again: it says what is r
 to be wrong. `torch` and `math` are here already. Each lesson's solutions stand folded at its end.
 """
 
+import math
 
 import torch
+
+from minialign.methods.method import Method, spread, sums_and_lengths
 
 # -------------------------------------------------------------------------------- 01: A GPT, opened
 
@@ -168,17 +171,45 @@ def silent_bug(gamma, tau, K):
 # ------------------------------------------------------------------------------------- 08: The lake
 
 
+def walk_gradient(z, states, actions):
+    """∂(−log P(walk))/∂z (S, 4) of the policy softmax(z), the gradient of SFT on one walk.
+
+    z (S, 4) logits, states (T,) and actions (T,) int: what the walk visits and does
+    Hint: n(s) π(·|s) − n(s, ·), and a walk may do the same thing in the same cell twice.
+    """
+    return ...
+
+
 def success(P, policy, ends, goals, start):
-    """P (S, 4, S), policy (S, 4), ends (S,) bool: holes and goals, goals (S,) bool, start (S,) one-hot → one number."""
+    """The chance to get from the start to a goal, one number.
+
+    P (S, 4, S) chances of the next cell, policy (S, 4), ends (S,) bool: holes and goals,
+    goals (S,) bool, start (S,): 1 where the walk begins, else 0
+    Hint: (I − Q) v = r over cells that are no ends; torch.linalg.solve(A, b) finds v.
+    """
     return ...
 
 
 # ------------------------------------------------------------- 09: Live with your guesses: the lake
 
 
-def propagation(c, gamma):
-    """c (T,) token losses → (T,) detached weights, (T,) full weights −∂L/∂logp, and 0 or 1: which of them the release uses."""
-    return ..., ..., ...
+def residual(E, z, tokens, is_answer, lam):
+    """What IFT's policy reads (L, C): (1−λ) E[token] + λ E[guess] in the answer, else E[token].
+
+    E (V, C) embeddings, z (L, V) logits of the next token, tokens (L,) int, is_answer (L,) bool
+    Hint: the guess for a place is the argmax of the logits at the place before it.
+    """
+    return ...
+
+
+def off_path(mixed, states, actions, optimal):
+    """→ share of mixed[1:] that lies off the path; in how much of that the label is right.
+
+    mixed (T, S) what is read, states (T,) and actions (T,) int: the demonstration, optimal (S, 4)
+    bool, all False where the goal cannot be reached; such cells do not count for the second number
+    Hint: the label of everything in row t is actions[t].
+    """
+    return ..., ...
 
 
 # -------------------------------------------------------------- 10: Live with your guesses: the GPT
@@ -249,9 +280,36 @@ def head_backward(h, W, targets, lse, weights, chunk):
 # ------------------------------------------------------------------------------------- 13: For real
 
 
+def n_parameters(config):
+    """The number of parameters of a Llama, to 1 %, from the fields of its Config.
+
+    config  vocab_size, n_layer, n_head, n_kv_head, d_head, d_model, d_mlp, tie (one table or two)
+    """
+    return ...
+
+
 def peak(config, weight_bytes, moment_bytes):
-    """A Config, bytes per weight (and per gradient), bytes per moment → bytes at the peak."""
+    """Bytes at the peak of full fine-tuning with AdamW on short answers, to 10 %.
+
+    weight_bytes  of each parameter, and of its gradient
+    moment_bytes  of each moment that AdamW keeps
+    """
     return ...
 
 
 # ---------------------------------------------------------------------------------------- 14: Yours
+
+
+class Mine(Method):
+    """A method of your own. Lesson 14 says what `weigh` gets, and which laws it should keep."""
+
+    needs = ("negatives", "reference")
+    reads_others = True
+
+    def weigh(self, logps, batch):
+        """logps (A, B, T) → loss (), weights (A, B, T) = −∂loss/∂logps, a dict of numbers to log.
+
+        Hint: l, n = sums_and_lengths(logps, batch) are the log-probs (A, B) of the answers and
+        their lengths; spread(push, batch) gives a push per answer (A, B) to each of its tokens.
+        """
+        return ..., ..., {}

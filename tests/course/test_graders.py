@@ -12,6 +12,8 @@ import torch
 
 from lessons import check
 from lessons.judge import RIGHT, WRONG, grade
+from minialign.methods import METHODS, build_method
+from minialign.methods.method import Method
 
 GROUPS = (answers_ground, answers_methods, answers_worlds)
 SOLVED, MISTAKEN = {}, {}
@@ -67,6 +69,16 @@ def test_no_constant_is_right_up_to_a_factor(name):
     for value in 0, 1, 42:
         verdict = getattr(check, name)(constant(value, several))
         assert "up to a factor" not in verdict, value
+
+
+# A method with a memory is the slope of no loss, and one that prepares data needs a model for it.
+ABLE = [name for name, kind in METHODS.items()
+        if kind.prepare_data is Method.prepare_data and not build_method(name, {}, 3).state_dict()]
+
+
+@pytest.mark.parametrize("name", ABLE)
+def test_our_own_methods_keep_the_laws_that_a_readers_method_is_judged_by(name):
+    assert check.method(METHODS[name]).startswith(check.RIGHT)
 
 
 # -------------------------------------------------------------------------------------- the judge

@@ -26,10 +26,6 @@ ORDER = (
     "# region Solution",
 )
 
-# Lessons of the first edition: their exercise stands behind the picture, and their cells are long.
-FIRST_EDITION = {"08", "09", "13"}
-SECOND_EDITION = [lesson for lesson in EVERY if lesson.name[:2] not in FIRST_EDITION]
-
 
 @pytest.fixture(autouse=True)
 def same_threads():
@@ -56,11 +52,8 @@ def test_lesson(lesson, flags, monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize("lesson", EVERY, ids=lambda path: path.stem)
 def test_every_lesson_keeps_the_same_order_and_is_on_the_path(lesson):
     text = lesson.read_text(encoding="utf-8")
-    order = list(ORDER)
-    if lesson not in SECOND_EDITION:
-        order.insert(4, order.pop(2))
-    places = [text.find(mark) for mark in order]
-    assert -1 not in places and places == sorted(places), dict(zip(order, places, strict=True))
+    places = [text.find(mark) for mark in ORDER]
+    assert -1 not in places and places == sorted(places), dict(zip(ORDER, places, strict=True))
     assert text.startswith(f"# %% [markdown]\n# # {lesson.name[:2]} · ")
     assert f"]({lesson.name})" in (HERE / "README.md").read_text(encoding="utf-8")
 
@@ -74,7 +67,7 @@ def code_cells(lesson):
         yield begins, [line for line in cell[1].split("\n") if line.strip()]
 
 
-@pytest.mark.parametrize("lesson", SECOND_EDITION, ids=lambda path: path.stem)
+@pytest.mark.parametrize("lesson", EVERY, ids=lambda path: path.stem)
 def test_cells_are_short_and_lines_are_of_ordinary_width(lesson):
     for begins, lines in code_cells(lesson):
         assert len(lines) <= 15, f"the cell at line {begins} has {len(lines)} lines"

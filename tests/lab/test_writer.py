@@ -158,7 +158,7 @@ def test_the_claims_of_ift_are_judged_by_their_intervals(rise, recovery, said):
     (1, 0, 1.25e-4, {1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3}),               # all of them repeat
 ])
 def test_the_rate_is_the_best_one_that_repeats_itself_no_more_than_the_teacher(
-        monkeypatch, peak, too_much, chosen, tried):
+        monkeypatch, tmp_path, peak, too_much, chosen, tried):
     """The better the nearer its rate is to `peak`; above `too_much` it repeats itself."""
     def run_rows(lessons, rows, judge):
         assert lessons == "development" and judge == writer.TEACHER
@@ -174,7 +174,7 @@ def test_the_rate_is_the_best_one_that_repeats_itself_no_more_than_the_teacher(
     asked = {}
     monkeypatch.setattr(writer, "run_rows", run_rows)
     monkeypatch.setattr(writer, "lessons_of", lambda *_, development: "development")
-    found = writer.writer(Lab([0], None, tune=True))
+    found = writer.writer(Lab([0], tmp_path, tune=True))
     rates = [part.rpartition(" ")[2] for part in found.verdict.split(", ")]
     assert len(rates) == len(ROWS) - 1 and {float(rate) for rate in rates} == {chosen}
     assert CONTROL not in found.verdict
@@ -213,10 +213,13 @@ def test_a_model_without_training_is_only_asked(tiny_lesson):
     assert base == still
 
 
-@pytest.mark.parametrize("words", [["gamma", "--tune"], ["all", "--judge", "stories260K"]])
-def test_its_flags_belong_to_it_alone(words, capsys):
+@pytest.mark.parametrize("words, said", [
+    (["gamma", "--tune"], "--tune means something to the studies methods, texts and writer only"),
+    (["all", "--judge", "stories260K"], "--judge means something to the study writer only"),
+])
+def test_its_flags_mean_nothing_to_other_studies(words, said, capsys):
     assert main(["study", *words]) == 2
-    assert "the study writer only" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_all_studies_are_all_but_this_one_which_takes_half_an_hour():
