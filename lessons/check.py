@@ -40,7 +40,6 @@ from lessons.graders.worlds import (
     n_parameters,
     off_path,
     peak,
-    propagation,
     residual,
     success,
     walk_gradient,
@@ -169,8 +168,8 @@ def is_right(verdict: str) -> bool:
 def base_model(args, seed: int = 0):
     """The small GPT before any fine-tuning, and its tokenizer.
 
-    It is trained in about a minute the first time, and then comes from out/cache. With --fast it has
-    read a sixteenth of what it should have, and knows little.
+    It is trained in about a minute the first time, and then comes from out/cache. With --fast it
+    has read a sixteenth of what it should have, and knows little.
     """
     if not args.fast:
         if not small.base_path(seed, CACHE).exists():

@@ -38,7 +38,7 @@ def method(name: str, function: Callable, verdict: str, n_examples: int = 1, **h
     return Yours(**hyper)
 
 
-# ------------------------------------------- weights (A, B, T) of all tokens, by a reader's function
+# ------------------------------------------ weights (A, B, T) of all tokens, by a reader's function
 
 
 def sft(function: Callable, method: Method, logps: Tensor, batch) -> Tensor:
@@ -71,7 +71,7 @@ def asft(function: Callable, method: Method, logps: Tensor, batch) -> Tensor:
 
 def dft(function: Callable, method: Method, logps: Tensor, batch) -> Tensor:
     l, ref = (logps * batch.mask).sum(-1).double(), batch.ref_logps         # (A, B)
-    log_u = method.log_u[batch.index]                                       # (B,), before this visit
+    log_u = method.log_u[batch.index]                                   # (B,), before this visit
     _, pushes = function(l, ref, log_u, method.tau, method.gamma)
     return spread(pushes.to(logps), batch)
 

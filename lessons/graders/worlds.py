@@ -20,8 +20,9 @@ from toy import lake as lakes
 def walk_gradient(function: Callable) -> str:
     """∂(−log P(walk))/∂z (S, 4) of logits z (S, 4), states (T,) and actions (T,) of the walk."""
     draw = torch.Generator().manual_seed(6)
+    walks = ((5, [0, 1, 1, 3, 1, 0], [2, 0, 3, 1, 3, 2]), (3, [2, 2, 1], [0, 1, 3]))
     cases = []
-    for S, states, actions in ((5, [0, 1, 1, 3, 1, 0], [2, 0, 3, 1, 3, 2]), (3, [2, 2, 1], [0, 1, 3])):
+    for S, states, actions in walks:
         z = 1.5 * torch.randn(S, 4, generator=draw, dtype=torch.float64)
         cases.append((z, torch.tensor(states), torch.tensor(actions)))
 
@@ -52,7 +53,7 @@ def walk_gradient(function: Callable) -> str:
         return n.sum(1, keepdim=True)
 
     return grade(function, cases, differences, {"gradient": {
-        "right up to the sign: this is where the logits should go, the gradient points away from it.":
+        "right up to the sign: the logits should go there, the gradient points away from it.":
             mistaken(lambda p, n: n - visits(n) * p),
         "a step that occurs twice was counted once: `count[states, actions] += 1` adds 1 only once "
         "to each place. Use a loop, or index_put_ with accumulate=True.":
@@ -123,8 +124,8 @@ def success(function: Callable) -> str:
             lambda P, policy, *rest: chance(*swapped(P, policy), *rest),
     }}, "one linear system in place of ten thousand walks.", rtol=1e-3)
     if "singular" in verdict:
-        return (f"{verdict.rstrip()} The matrix I − Q has no inverse while it holds the ends: a hole "
-                "or a goal leads to itself for ever. Keep the rows and columns of ~ends alone.")
+        return (f"{verdict.rstrip()} The matrix I − Q has no inverse while it holds the ends: a "
+                "hole or a goal leads to itself for ever. Keep the rows and columns of ~ends.")
     return verdict
 
 
@@ -230,65 +231,6 @@ def off_path(function: Callable) -> str:
         },
     }, "how much, and with which label: that is all one has to know about the residual.")
 
-
-
-
-def propagation(function: Callable) -> str:
-    """Weights of IFT's propagated loss, of token losses c (T,) and gamma: S/Z detached, with gradient, and which is used."""
-    draw = torch.Generator().manual_seed(8)
-    cases = [(3 * torch.rand(T, generator=draw, dtype=torch.float64) ** 3 + 0.05, gamma) for T, gamma in ((7, 0.95), (5, 0.4))]
-
-    def tails(c, gamma) -> Tensor:
-        """S_t, summed as it is written."""
-        return torch.stack([sum(gamma ** (i - t) * c[i] for i in range(t, len(c))) for t in range(len(c))])
-
-    def both(c, gamma) -> dict:
-        c = c.clone().requires_grad_()
-        S = tails(c, gamma)
-        loss = (c * S).sum() / S.sum()
-        return {"detached": (S / S.sum()).detach(), "full": torch.autograd.grad(loss, c)[0], "release": 1}
-
-    def full(of: Callable) -> Callable:
-        """A mistake in (S + P − L C) / Z, made of its parts."""
-        def mistaken(c, gamma):
-            S, P, C = tails(c, gamma), tails(c.flip(0), gamma).flip(0), tails(torch.ones_like(c), gamma).flip(0)
-            return of(S, P, C, (c * S).sum() / S.sum()) / S.sum()
-        return mistaken
-
-    return grade(function, cases, both, {
-        "detached": {
-            "that is c · S / Z, the loss itself. Its slope in c_t, with S_t / Z held fixed, was asked for.":
-                lambda c, gamma: c * tails(c, gamma) / tails(c, gamma).sum(),
-            "the normalisation is missing: divide by Z = Σ S_t.":
-                lambda c, gamma: tails(c, gamma),
-            "these favour late tokens: you summed over i ≤ t. A token answers for what follows it.":
-                lambda c, gamma: tails(c.flip(0), gamma).flip(0) / tails(c, gamma).sum(),
-            "these favour late tokens, by their own sums. A token answers for what follows it.":
-                lambda c, gamma: tails(c.flip(0), gamma).flip(0) / tails(c.flip(0), gamma).sum(),
-            "you multiplied by the number of tokens. The weights of all tokens add up to 1.":
-                lambda c, gamma: len(c) * tails(c, gamma) / tails(c, gamma).sum(),
-            "γ is missing: what follows further away counts less.":
-                lambda c, gamma: tails(c, 1.0) / tails(c, 1.0).sum(),
-            "those are the full weights. With S_t / Z held fixed, only the factor c_t has a slope.":
-                lambda c, gamma: both(c, gamma)["full"],
-        },
-        "full": {
-            "those are the detached ones. S_t and Z depend on c_j as well.":
-                full(lambda S, P, C, L: S),
-            "P_j is missing: c_j is inside S_t for every t ≤ j.":
-                full(lambda S, P, C, L: S - L * C),
-            "Z was held fixed: it depends on c_j as well, which brings the term −L C_j.":
-                full(lambda S, P, C, L: S + P),
-            "the sign of L C_j: raising the denominator lowers the loss.":
-                full(lambda S, P, C, L: S + P + L * C),
-            "−L C_j lacks the C_j: c_j is in Z once for every t ≤ j, discounted.":
-                full(lambda S, P, C, L: S + P - L),
-        },
-        "release": {
-            "the release lets the gradient through the weights: an issue of its repository asks, and the author confirms it.":
-                lambda c, gamma: 0,
-        },
-    }, "both. With the gradient, late and easy tokens can be pushed down; the release does that, `detach_weights` does not.")
 
 
 # ------------------------------------------------------------------------------------- 13: for real

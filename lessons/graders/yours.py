@@ -26,8 +26,8 @@ def method(made: Callable | object) -> str:
         if blank(one):
             return f"{BLANK}: fill in the “...” of `Mine.weigh` and run this again."
         if not hasattr(one, "weigh"):
-            return (f"{WRONG}: {one!r} is no method. A method is a class with `weigh(logps, batch)`; "
-                    "it should return loss, weights, info.")
+            return (f"{WRONG}: {one!r} is no method. A method is a class with "
+                    "`weigh(logps, batch)`; it should return loss, weights, info.")
         for law, problem_with in LAWS.items():
             problem = problem_with(fresh(one))
             if problem is None:
@@ -70,7 +70,7 @@ def blank(one) -> bool:
 
 
 def ragged(order: tuple = (0, 1, 2, 3), fill: float = -0.7) -> tuple[Tensor, Batch]:
-    """Log-probs (4, 3, 6) of a wanted answer and three negatives, of 1 to 6 tokens, and their batch.
+    """Log-probs (4, 3, 6) of a wanted answer and three negatives, 1 to 6 tokens, and their batch.
 
     order   which answer stands where
     fill    what stands outside of the answers

@@ -27,7 +27,8 @@ def on_the_gpt(c, weight, pull, means, chances, whose):
     tokens_of_an_answer(grid[0, 0], c, weight, "8 × weight",
                         "A surprise, then easy tokens: the weights")
     pulls = {name: pull(w, -c) for name, w in weight.items()}
-    tokens_of_an_answer(grid[0, 1], c, pulls, "8 × weight · (1 − p)", "… and what reaches the logits")
+    tokens_of_an_answer(grid[0, 1], c, pulls, "8 × weight · (1 − p)",
+                        "… and what reaches the logits")
     argument(grid[1, 0], means)
     the_doses(grid[1, 1], chances, whose)
     return figure

@@ -126,7 +126,8 @@ def change_by_place(axes, runs, change, places):
     axes.axvline(0, color="#555555", linewidth=0.9)
     axes.set_yticks(range(len(runs)), [name.upper() for name in runs])
     axes.invert_yaxis()
-    axes.set(xlabel="change of the chosen answer's log-prob by place, nats (dots: in all, per seed)")
+    axes.set(xlabel="change of the chosen answer's log-prob by place, nats "
+                    "(dots: in all, per seed)")
     plot.clean_rows(axes)
 
 

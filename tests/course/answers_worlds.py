@@ -47,21 +47,6 @@ def right_off_path(mixed, states, actions, optimal, first=1, labels=None):
     return off.sum(1).mean(), (off * right).sum() / (off * solvable).sum()
 
 
-def discounts(c, gamma):
-    steps = torch.arange(len(c))[None] - torch.arange(len(c))[:, None]
-    return torch.tril(gamma ** steps.abs().to(c)).T
-
-
-def detached_weights(c, gamma):
-    return discounts(c, gamma) @ c / discounts(c, gamma).sum(0).dot(c)
-
-
-def full_weights(c, gamma, P=1, C=1):
-    D = discounts(c, gamma)
-    Z = (D @ c).sum()
-    return (D @ c + P * D.T @ c - C * (c @ D @ c) / Z * D.sum(0)) / Z
-
-
 class Wanted:
     """SFT by sums, and a fixed push down on the mean of the negatives: keeps all laws."""
 
@@ -98,7 +83,6 @@ SOLVED = {
     "success": lambda *lake: right_values(*lake) @ lake[4][~lake[2]],
     "residual": right_residual,
     "off_path": right_off_path,
-    "propagation": lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma), 1),
     "method": Wanted,
     "n_parameters": lambda config: count(config),
     "peak": lambda config, weight, moment: count(config) * (2 * weight + 2 * moment),
@@ -198,54 +182,6 @@ WRONG = {
                              / (m * (1 - torch.eye(m.shape[1])[s]))[1:].sum()),
          "cannot be reached have no right label"),
         (lambda *walk: right_off_path(*walk)[0], "returns 1 value(s)"),
-    ],
-    "propagation": [
-        (
-            lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma), 0),
-            "detached and full are right. release: the",
-        ),
-        (
-            lambda c, gamma: (full_weights(c, gamma), detached_weights(c, gamma), 1),
-            "detached: those are the full weights",
-        ),
-        (
-            lambda c, gamma: (detached_weights(c, gamma), detached_weights(c, gamma), 1),
-            "full: those are the detached ones",
-        ),
-        (
-            lambda c, gamma: (detached_weights(c, gamma), -full_weights(c, gamma), 1),
-            "up to the sign",
-        ),
-        (
-            lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma, P=0), 1),
-            "P_j is missing",
-        ),
-        (
-            lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma, C=0), 1),
-            "Z was held fixed",
-        ),
-        (
-            lambda c, gamma: (detached_weights(c, gamma), full_weights(c, gamma, C=-1), 1),
-            "the sign of L C_j",
-        ),
-        (
-            lambda c, gamma: (
-                detached_weights(c.flip(0), gamma).flip(0),
-                full_weights(c, gamma),
-                1,
-            ),
-            "these favour late tokens",
-        ),
-        (lambda c, gamma: (detached_weights(c, 1.0), full_weights(c, gamma), 1), "γ is missing"),
-        (
-            lambda c, gamma: (c * detached_weights(c, gamma), full_weights(c, gamma), 1),
-            "the loss itself",
-        ),
-        (
-            lambda c, gamma: (len(c) * detached_weights(c, gamma), full_weights(c, gamma), 1),
-            "multiplied by the number of tokens",
-        ),
-        (lambda c, gamma: detached_weights(c, gamma), "returns 1 value(s)"),
     ],
     "method": [
         (changed(lambda L, w, l, b: (L, -w, {})), "right up to the sign"),

@@ -61,7 +61,49 @@ FIELDS = {              # who competes on which data
 }
 
 # {data: {method: (hyper-parameters, learning rate)}}
-CHOSEN: dict[str, dict[str, tuple[dict, float]]] = {}
+CHOSEN: dict[str, dict[str, tuple[dict, float]]] = {
+    "clean": {
+        "sft": ({}, 5e-4),
+        "dft": ({"tau": 1.0, "gamma": 0.9}, 1e-3),
+        "dft2": ({"tau": 0.3, "gamma": 0.9}, 2e-3),
+        "ift": ({"lam": 0.2}, 2e-3),
+        "simpo": ({"beta": 12.0, "gamma": 6.0}, 1e-4),
+        "simpo_sft": ({"beta": 6.0, "gamma": 3.0, "sft_weight": 1.0}, 1e-3),
+        "spin": ({"beta": 0.1}, 1e-4),
+        "kto": ({"beta": 0.1, "lambda_d": 2.0}, 2e-3),
+        "orpo": ({"lam": 1.0}, 5e-4),
+        "dpop": ({"beta": 0.1, "lam": 5.0}, 1e-3),
+        "sft → dpo": ({"beta": 0.1}, 2e-5),
+        "sft → simpo": ({"beta": 12.0, "gamma": 6.0}, 2e-5),
+    },
+    "noisy": {
+        "sft": ({}, 1e-4),
+        "dft": ({"tau": 1.0, "gamma": 0.85}, 1e-3),
+        "dft2": ({"tau": 0.4, "gamma": 0.9}, 2e-3),
+        "ift": ({"lam": 0.2, "gamma": 0.0}, 1e-4),
+        "simpo": ({"beta": 12.0, "gamma": 6.0}, 1e-4),
+        "simpo_sft": ({"beta": 6.0, "gamma": 3.0, "sft_weight": 1.0}, 1e-4),
+        "spin": ({"beta": 0.1}, 1e-4),
+        "kto": ({"beta": 0.1, "lambda_d": 2.0}, 1e-3),
+        "orpo": ({"lam": 1.0}, 1e-4),
+        "dpop": ({"beta": 0.1, "lam": 5.0}, 1e-3),
+        "sft → dpo": ({"beta": 0.1}, 5e-5),
+        "sft → simpo": ({"beta": 12.0, "gamma": 6.0}, 5e-5),
+    },
+    "pairs": {
+        "asft": ({"lam": 0.1}, 2e-3),
+        "dpo": ({"beta": 0.1}, 5e-5),
+        "orpo": ({"lam": 0.1}, 5e-4),
+        "sft → dpo": ({"beta": 0.01}, 1e-5),
+        "sft → simpo": ({"beta": 6.0, "gamma": 3.0}, 1e-5),
+        "sft → kto": ({"beta": 0.05}, 1e-5),
+    },
+    "noisy pairs": {
+        "sft → dpo": ({"beta": 0.1}, 5e-5),
+        "sft → simpo": ({"beta": 12.0, "gamma": 6.0}, 1e-4),
+        "sft → kto": ({"beta": 0.1}, 5e-5),
+    },
+}
 
 
 def setting(data: str, name: str, hyper: dict, rate: float) -> Run:
