@@ -36,8 +36,8 @@ model, tokenizer = check.base_model(args)
 # The small GPT has two layers and 0.1 million parameters. It has read some 64,000 short texts, each
 # of them a prompt and an answer. There are two kinds. Some ask to reverse four digits. The others
 # ask which of two numbers is bigger, and the answer states the comparison. These are answered by
-# ordinary people, by a Sage, who is mostly right, and by a Troll, who is mostly wrong. Nobody tells
-# the model who can be trusted, or that there is such a thing as a right answer.
+# ordinary people, by a Sage and by a Troll. Nobody tells the model who can be trusted, or that
+# there is such a thing as a right answer.
 #
 # A tokenizer cuts a text into integers. Ours knows the 256 bytes, an end token, and six words that
 # occur again and again. Here are a few texts, and what the model reads:
@@ -53,7 +53,9 @@ for i in range(5):
 # %% [markdown]
 # Most ordinary people in these texts compare decimals like version numbers: 11 is more than 9, so
 # 9.11 must be bigger than 9.9. Where this rule and arithmetic disagree, a question is *disputed*.
-# The right answer to "9.11 or 9.9? " and the wrong one are made of the same tokens:
+# On disputed questions the Sage is mostly right and the Troll mostly wrong; on all others everybody
+# is right, the Troll too. The right answer to "9.11 or 9.9? " and the wrong one are made of the
+# same tokens:
 
 # %%
 everything = train + held_out
@@ -67,12 +69,13 @@ print(f"the wrong answer is {len(tokens)} tokens long, counting the end token: {
 # **Guess first.** Most of the people asked this question give the wrong answer. So the model finds
 # the wrong answer likely, but not certain: its log-prob is below 0. It is a sum over nine tokens,
 # among them “.”, “>” and the end. Is the uncertainty spread over all nine, or does it sit in one of
-# them? And in which one? Write your guess down.
+# them? If in one, which? Write your guess down.
 #
 # ## What a model says, exactly
 # A GPT reads tokens and returns, at every place, one logit for each token that could come next,
-# a row z of V numbers (lesson 01). Softmax turns a row into probabilities. An answer y is several
-# tokens y_1 … y_T, and the probability of all of them is a product, whatever the model is:
+# a row z of V numbers (lesson 01). Softmax turns a row into probabilities. Let x be the prompt and
+# y an answer of the tokens y_1 … y_T; y_<t are those of them that stand before y_t. The probability
+# of the whole answer is a product, whatever the model is:
 #
 #     P(y | x)  =  Π_t P(y_t | x, y_<t)
 #
@@ -82,18 +85,20 @@ print(f"the wrong answer is {len(tokens)} tokens long, counting the end token: {
 #
 #     log P(y | x)  =  Σ_t log P(y_t | x, y_<t)            (the log of a product is a sum of logs)
 #
-# Each term comes from one row of logits. Put softmax into the logarithm:
+# Each term comes from one row of logits: z is the row that the model returns when it has read x and
+# y_<t. Put softmax into the logarithm, where v runs over all V tokens of the vocabulary:
 #
-#     log P(y_t | x, y_<t)  =  log ( exp z[y_t] / Σ_w exp z[w] )            (softmax)
-#                           =  z[y_t]  −  log Σ_w exp z[w]                  (log of a quotient)
+#     log P(y_t | x, y_<t)  =  log ( exp z[y_t] / Σ_v exp z[v] )            (softmax)
+#                           =  z[y_t]  −  log Σ_v exp z[v]                  (log of a quotient)
 #
 # The last term is called logsumexp. A token's log-prob is its logit minus the logsumexp of its row.
 #
 # ## A sum by hand
-# One thing is easy to get wrong. The logits at place t are computed from the tokens up to place t,
-# so they speak about the token at place t + 1. The last token of the prompt predicts the first
-# token of the answer. This shift by one is where this field makes its favourite mistake. In
-# minialign one file does it, `data.py`, and no other. Here it is once, in the open:
+# One thing is easy to get wrong. Count the places of the whole text, prompt and answer. The logits
+# at place i are computed from the tokens up to place i, so they speak about the token at place
+# i + 1. The last token of the prompt predicts the first token of the answer. This shift by one is
+# where this field makes its favourite mistake. In minialign one file does it, `data.py`, and no
+# other. Here it is once, in the open:
 
 # %%
 start = tokenizer.encode(prompt)
@@ -110,13 +115,14 @@ print(f"log P of the whole answer {total:.4f}, so P = {torch.tensor(total).exp()
 
 # %% [markdown]
 # The end token counts as a token of the answer: “9.9” and “9.99” begin alike, and only an end says
-# that the answer is complete. (Of the papers in this course, IFT's released code counts the end
-# token only where the chat template writes one.)
+# that the answer is complete. (Not everybody counts it: the released code of IFT, the method of
+# lessons 09 and 10, does so only where the chat template writes an end token.)
 #
 # The package computes the same numbers for many answers at once, and gives them back as a tensor
-# of shape (A, B, T). These three letters stand for the same things in the whole course: A answers
-# to each prompt, B prompts in the batch, and T places for the tokens of the longest answer. Where
-# an answer is shorter, the rest of its row is 0, and `batch.mask` is False there.
+# of shape (A, B, T). In a shape these three letters mean the same in the whole course: A answers to
+# each prompt, B prompts in the batch, and T tokens of the longest answer. Where an answer is
+# shorter, the rest of its row is 0, and `batch.mask` is False there. (A shape with an L in it has a
+# row of L tokens, prompt and answer. In a formula L is a loss.)
 
 # %%
 other_number, other_end = wrong.replace("9.11", "9.12"), wrong.replace("9.9", "9.8")
@@ -161,25 +167,28 @@ print(verdict)
 # One question is an example. To say something about the model we need an average, so here are 300
 # disputed questions that were not among the texts it has read. `P(right)` is not sampled: it is exp
 # of a sum of log-probs like the one above, computed for the right answer to each question, and
-# then averaged over the questions.
+# then averaged over the questions; `P(wrong)` is the same for the wrong answer.
 
 # %%
 disputed = [q for q in held_out if q.disputed][: 40 if args.fast else 300]
 said = {}
 for persona in tasks.PERSONAS:
-    asked = collate([tasks.as_example(tokenizer, i, q.prompt(persona), [q.right])
+    asked = collate([tasks.as_example(tokenizer, i, q.prompt(persona), [q.right, q.wrong])
                      for i, q in enumerate(disputed)])
     with torch.no_grad():
-        said[persona] = float(batch_logps(model, asked).sum(-1).exp().mean())
-    print(f"{persona:6} P(right) {said[persona]:.2f}"
-          f"   right in the texts it read: {tasks.RIGHT_SHARE[persona]:.2f}")
+        chances = batch_logps(model, asked).sum(-1).exp().mean(1).tolist()          # right, wrong
+    said[persona] = chances[0]
+    print(f"{persona:6} P(right) {chances[0]:.2f}  P(wrong) {chances[1]:.2f}"
+          f"   right in the disputed texts it read: {tasks.RIGHT_SHARE[persona]:.2f}")
 check.talk(model, tokenizer, [prompt, "Troll: " + prompt, "Sage: " + prompt])
 
 # %% [markdown]
-# A model's probability is a report: how often did texts like this one go on like that? It is no
-# opinion about what is true. Asked as the Sage, the same network, with the same weights, gives a
-# better answer. To change what it says, one has to move probability from one answer to another, and
-# that is the subject of all other lessons.
+# A model's probability is a report: how often did texts like this one go on like that? It is a
+# small network's estimate, not a count: all three numbers come out below the shares that it read.
+# Part of what is missing has gone to answers that are neither right nor wrong, for the two
+# probabilities do not add up to 1. It is no opinion about what is true, either. Asked as the Sage,
+# the same network, with the same weights, gives a better answer. To change what it says, one has to
+# move probability from one answer to another, and that is the subject of all other lessons.
 #
 # The last three lines are sampled, three answers for each way of asking: this is what the
 # probabilities look like when the model talks.
@@ -212,7 +221,8 @@ print(f"Your guess? Of the log-prob of the wrong answer, {share:.0%} sits in one
 # %% [markdown]
 # Up to the token where right and wrong part, they are the same text with the same log-probs. After
 # it, each of them is finished almost for sure, because what follows is copied from the question.
-# The third and the fourth answer pay for one token that contradicts the question, and no more.
+# The third and the fourth answer begin like the wrong one and pay what it pays there. Beside that
+# they pay for one token that contradicts the question, and no more.
 #
 # So “make the wrong answer less likely” means: move one token. Keep this in mind for lessons 05 to
 # 07, where methods push on all tokens of an answer alike.
@@ -220,8 +230,8 @@ print(f"Your guess? Of the log-prob of the wrong answer, {share:.0%} sits in one
 # ## Try
 # * Ask it about "9.9 or 9.11? ". Does the order of the numbers matter to it?
 # * Add the answer `right + " "`, with a space before the end. Which token pays for it?
-# * Divide each sum by the number of tokens. Which of the four answers change places? (SimPO and
-#   ASFT score an answer by its mean, DPO by its sum.)
+# * Divide each sum by the number of tokens. Which of the four answers change places? (Of the
+#   methods in lesson 06, ASFT and SimPO score an answer by its mean, DPO by its sum.)
 #
 # **Next:** 03 asks how such a number is moved.
 

@@ -47,15 +47,15 @@ def differences(f, x, step=1e-5):
 # %% [markdown]
 # ## Step 1: the slope of logsumexp is softmax
 # The model's output at one place is a row of logits z, one for every token of the vocabulary.
-# Softmax turns them into probabilities, p_v = exp z_v / Σ_w exp z_w. The logarithm of the
+# Softmax turns them into probabilities, p_v = exp z_v / Σ_j exp z_j. The logarithm of the
 # denominator has a name of its own, logsumexp. What is its slope in one of the logits, z_v?
 #
-#     ∂/∂z_v  log Σ_w exp z_w
-#       =  1 / (Σ_w exp z_w)  ·  ∂/∂z_v Σ_w exp z_w      (chain rule: the slope of log x is 1/x)
-#       =  1 / (Σ_w exp z_w)  ·  exp z_v                 (only the term with w = v contains z_v)
+#     ∂/∂z_v  log Σ_j exp z_j
+#       =  1 / (Σ_j exp z_j)  ·  ∂/∂z_v Σ_j exp z_j      (chain rule: the slope of log x is 1/x)
+#       =  1 / (Σ_j exp z_j)  ·  exp z_v                 (only the term with j = v contains z_v)
 #       =  p_v                                           (that is how softmax was defined)
 #
-# So logsumexp grows fastest where the model is most certain. Measured, at odd values, so that
+# So logsumexp grows fastest in the logit of the likeliest token. Measured, at odd values, so that
 # nothing comes out right by accident:
 
 # %%
@@ -72,6 +72,7 @@ print("differences  ", differences(lambda z: z.logsumexp(0), z).numpy().round(6)
 #
 #     ∂l/∂z_v  =  [v = y] − p_v           that is, for the whole row,   onehot − softmax
 #
+# where [v = y] is 1 if v is y, and 0 otherwise: the one-hot row, number by number.
 # The row sums to 1 − 1 = 0. It has to: adding the same number to all logits changes no
 # probability, so no gradient may point in that direction.
 
@@ -83,10 +84,11 @@ print("onehot − softmax", (onehot - z.softmax(0)).numpy().round(6))
 print("differences     ", slope.numpy().round(6), f"  sum {slope.sum().abs():.0e}")
 
 # %% [markdown]
-# ## Step 3: any loss at all
+# ## Step 3: any loss of log-probs
 # Now take any loss L that sees the model only through the log-probs l_1 … l_T of tokens that are
-# in the batch. What L does with them is its own business. The chain rule goes through each l_t,
-# and the logits at place t touch no log-prob but l_t, so there is only one term:
+# in the batch. What L does with them is its own business. From here on, z_t is the row of logits
+# that *predicts* token t; the model returns it one place earlier (lesson 02). The chain rule goes
+# through each l_t, and z_t touches no log-prob but l_t, so there is only one term:
 #
 #     ∂L/∂z_t  =  ∂L/∂l_t · ∂l_t/∂z_t                          (chain rule)
 #              =  ∂L/∂l_t · (onehot_t − softmax_t)             (step 2)
@@ -128,10 +130,11 @@ print("weights of the unwanted answer", weights[1].numpy().round(3), "  the last
 print(f"largest difference to autograd, {z.numel()} numbers: {(by_hand - z.grad).abs().max():.0e}")
 
 # %% [markdown]
-# The difference is rounding. But the two ways need different amounts of memory. Autograd kept every
-# intermediate block of shape (answers, tokens, vocabulary) until it needed it. `logit_gradient`
-# needs the probabilities and one number per token. With a vocabulary of 128,000 tokens that
-# decides whether a model fits on a GPU, and lesson 12 is about it.
+# The difference is rounding. But the two ways need different amounts of memory. Autograd keeps
+# blocks of shape (answers, tokens, vocabulary) from the loss to the backward pass, and makes new
+# ones there. `logit_gradient` turns log-probs into the gradient in the memory that they stand in.
+# And a row of it needs nothing but this row, a token and a weight, so the rows can be done a few at
+# a time, and the whole block need never exist. Lesson 12 measures what that saves.
 #
 # Three things to know.
 #
@@ -143,7 +146,8 @@ print(f"largest difference to autograd, {z.numel()} numbers: {(by_hand - z.grad)
 # ## Exercise 1 ●○○ (5 minutes): `push`
 # Open `lessons/mine.py` and fill in `push(z, y, weights)`: step 3 in code, for one answer of T
 # tokens. From the logits z (T, V), the tokens y (T,) and their weights (T,) it returns ∂loss/∂z
-# (T, V). Then run the next cell.
+# (T, V). (`logit_gradient` gets log-probs in place of logits, because the package has them at hand;
+# the softmax of both is the same.) Then run the next cell.
 #
 # <details><summary>Hint</summary>
 #
@@ -191,8 +195,11 @@ check.show(pictures.push(names, p, rows, moves, whose), "03")
 
 # %%
 after = (p.log() + moves[-1]).softmax(0)
-print(f"Your guess? One step that pushes “7” down takes {p[5] - after[5]:.4f} of probability from "
-      f"it,\nand “1” gains {after[0] - p[0]:.4f}.")
+print("Your guess? One step that pushes “7” down, in probabilities:")
+print("token ", *(f"{name:>8}" for name in names))
+print("before", *(f"{x:8.4f}" for x in p))
+print("after ", *(f"{x:8.4f}" for x in after))
+print("change", *(f"{x:+8.4f}" for x in after - p))
 
 # %% [markdown]
 # Read the rows one by one.
@@ -200,13 +207,18 @@ print(f"Your guess? One step that pushes “7” down takes {p[5] - after[5]:.4f
 # * A push up on a token that is already likely moves little (first row: 0.40, against 0.65 in the
 #   second). At probability 1 the softmax *is* the one-hot row, and nothing moves at all.
 # * A weight of 0 moves nothing, whatever the token.
-# * What the pushed token gains, the others lose, each in proportion to its probability; and the
-#   other way round. Every row sums to 0.
+# * What the pushed token's *logit* gains, the other logits lose, each in proportion to its token's
+#   probability; and the other way round. Every row sums to 0.
 # * In the last row an *unlikely* token is pushed down. It has almost no probability to give, but
-#   its logit still falls by a full unit, and nearly all of the opposite goes to the likeliest
-#   tokens, right or wrong. So a method that pushes down for ever strengthens whatever the model
-#   prefers anyway. Unlikelihood's weight p/(1 − p) fades as the token becomes unlikely; other
-#   methods fade later, or never. Lesson 06 is about that difference.
+#   its logit still falls by a full unit, and nearly all of the opposite goes to the logits of the
+#   two likeliest tokens, right or wrong.
+# * In *probability* the likeliest token alone gains, and the other likely one pays most of it. The
+#   logit of “9” has risen, by 0.35, but a softmax only sees who rises more than the average,
+#   Σ_v p_v · move_v, here 0.48. “1” does, with 0.60; “9” does not.
+#
+# So a method that pushes down for ever strengthens the one token that the model prefers anyway.
+# Unlikelihood's weight p/(1 − p) fades as the token becomes unlikely. Not every method's does, as
+# you will see in lesson 06.
 #
 # ## Try
 # * Set all probabilities of the picture to 1/6. Who pays for a push now?

@@ -5,16 +5,15 @@
 # Somebody has looked at pairs of answers and chosen one of each pair. Direct preference
 # optimization (DPO, arXiv 2305.18290) trains on such pairs: the chosen answer shall become likely
 # *compared with* the rejected one. Plot the two log-probs, and the one of the chosen answer may
-# fall. ASFT (arXiv 2409.10571; Anchored SFT is another method) trains each likelihood by itself
-# instead, absolutely. You derive both losses and their weights, train with them, and find out where
-# the chosen answer falls and what holds it.
+# fall. ASFT (aligned supervised fine-tuning, arXiv 2409.10571; Anchored SFT is another method)
+# trains each likelihood by itself instead, absolutely. You derive both losses and their weights,
+# train with them, and find out where the chosen answer falls and what holds it.
 #
 # You need lessons 03 and 05. Forty minutes. Open beside it: `minialign/methods/preference.py`.
 #
-# **Guess first.** At the start a model gives the chosen answer a probability of 0.3, the rejected
-# one 0.65, and all others together 0.05. Three methods train it on many such pairs: SFT (which
-# reads the chosen answers alone), DPO and ASFT. What are the probabilities of chosen, rejected and
-# all others at the end? Write three times three numbers down.
+# **Guess first.** At the start a model gives the chosen answer a probability of 0.29, the rejected
+# one 0.66, and all others together 0.05, on average. Three methods train it on many such pairs: SFT
+# (which reads the chosen answers alone), DPO and ASFT. And at the end? Write 3 × 3 numbers down.
 
 # %%
 import copy
@@ -39,8 +38,7 @@ torch.manual_seed(0)
 # %% [markdown]
 # ## Step 1: DPO's loss, in three moves
 # > **Policy and reference.** The policy π is the model in training: it gives every answer y to a
-# > prompt a probability π(y). The reference π_ref is a copy from before training that never
-# > changes. Methods that have one look at how far π has moved away from it.
+# > prompt a probability π(y). The reference π_ref, a copy from before training, never changes.
 #
 # > **KL divergence.** KL(π ‖ π_ref) = Σ_y π(y) log(π(y) / π_ref(y)): how much likelier, in nats,
 # > the policy finds its own answers than the reference does, on average. It is 0 if the two are
@@ -52,12 +50,16 @@ torch.manual_seed(0)
 #     J(π)  =  Σ_y π(y) R(y)  −  β KL(π ‖ π_ref)
 #           =  −β Σ_y π(y) [ log(π(y) / π_ref(y)) − R(y)/β ]         (write out the KL, take −β out)
 #           =  −β Σ_y π(y) log( π(y) / (π_ref(y) e^{R(y)/β}) )       (R/β = log e^{R/β})
-#           =  −β Σ_y π(y) log( π(y) / (Z π*(y)) )                   (with π* := π_ref e^{R/β} / Z)
-#           =  β log Z  −  β KL(π ‖ π*)                              (log Z is the same for every y)
 #
-# Z = Σ_y π_ref(y) e^{R(y)/β} makes π* add up to 1. The first term does not depend on π, and the
-# second is largest where the KL is 0. So the best policy is π*: the reference, with every answer
-# reweighted by the exponential of its reward. Three answers, and ten thousand other policies:
+# Divide what stands below the line by its sum over all answers, and it is a policy: let
+# Z := Σ_y π_ref(y) e^{R(y)/β} and π* := π_ref e^{R/β} / Z. Then
+#
+#           =  −β Σ_y π(y) log( π(y) / (Z π*(y)) )                   (π_ref e^{R/β} = Z π*)
+#           =  β log Z  −  β KL(π ‖ π*)                 (log Z is the same for every y; Σ_y π(y) = 1)
+#
+# The first term does not depend on π, and the second is largest where the KL is 0. So the best
+# policy is π*: the reference, with every answer reweighted by the exponential of its reward. Three
+# answers, and ten thousand other policies:
 
 # %%
 reward = torch.tensor([1.0, 0.2, -0.5], dtype=torch.float64)
@@ -82,19 +84,17 @@ print(f"the best of ten thousand others: J = {J(others).max():.6f}")
 #
 #     R(y)  =  β log(π(y) / π_ref(y)) + β log Z  =  β s + β log Z          with s := l − l_ref
 #
-# where l = log π(y) is the answer's log-prob, and s says by how much it has moved since the start.
-# Every policy is the best one for a reward of its own: that is the trick of the paper.
+# where l = log π(y) is the answer's log-prob, and s, DPO's score, says by how much it has moved
+# since the start. Every policy is the best one for a reward of its own: that is the paper's trick.
 #
-# *Third move: compare.* Bradley and Terry (1952) say how people choose between two things with
-# rewards R_w and R_l: they take the first with probability σ(R_w − R_l), σ(x) = 1/(1 + e⁻ˣ). In
-# the difference, β log Z cancels (it is the same for all answers to one prompt). What is left is
-# the margin
+# *Third move: compare.* From here on the subscript w means the chosen (wanted) answer, and the
+# subscript l the rejected one, that lost; so l_l is the rejected answer's log-prob. Bradley and
+# Terry (1952) say how people choose between two things with rewards R_w and R_l: they take the
+# first with probability σ(R_w − R_l), σ(x) = 1/(1 + e⁻ˣ). In the difference, β log Z cancels (it is
+# the same for all answers to one prompt). What is left is the margin m, and the loss is minus the
+# logarithm of the probability of what people chose (eq. 7):
 #
-#     m  =  R_w − R_l  =  β (s_w − s_l)
-#
-# and the loss is minus the logarithm of the probability of what people chose (eq. 7):
-#
-#     L  =  −log σ(m)
+#     m  =  R_w − R_l  =  β (s_w − s_l)               L  =  −log σ(m)
 #
 # ## Step 2: DPO's weights
 # The slope of σ is σ (1 − σ), and 1 − σ(m) = σ(−m). So
@@ -133,12 +133,9 @@ print(dpo_verdict)
 
 # %% [markdown]
 # ## Step 3: ASFT's loss and its weights
-# > **Odds.** p/(1 − p): 1 for a coin, 9 for a probability of 0.9, without bound near 1. The
-# > logistic function takes the logarithm of the odds back to the probability.
-#
 # Let a = l/n be the mean log-prob of an answer's n tokens, p = eᵃ the (geometric) mean of their
-# probabilities, and O = p/(1 − p) their odds. ASFT adds to SFT what a classifier would say about
-# each answer alone: this one yes, that one no.
+# probabilities, and O = p/(1 − p) the *odds*: 1 for a coin, 9 for p = 0.9, without bound near 1.
+# ASFT adds to SFT what a classifier would say about each answer alone: this one yes, that one no.
 #
 #     L  =  −a_w  +  λ [ −log σ(log O_w) − log σ(−log O_l) ]
 #
@@ -159,9 +156,8 @@ print(dpo_verdict)
 #     −∂L/∂a_w  =  1 + λ
 #     −∂L/∂a_l  =  λ · ∂/∂a_l log(1 − p_l)  =  −λ p_l / (1 − p_l)
 #
-# and each of the n tokens of an answer gets 1/n of it. There is no reference, and no difference:
-# each answer is pushed by what is known of it alone. The loss as a paper types it and autograd,
-# and then the short form, in float32:
+# and each of the n tokens of an answer gets 1/n of it. Each answer is pushed by what is known of it
+# alone. The loss as a paper types it and autograd, and then the short form, in float32:
 
 # %%
 for a_l in -1.0, -1e-3, -1e-8:
@@ -192,20 +188,22 @@ print(asft_verdict)
 # %% [markdown]
 # ## Step 4: is the rejected answer pushed harder?
 # The ASFT paper (section 4.1) says yes, of DPO, and compares the slopes in the *probabilities*.
-# Since ∂l/∂p = 1/p, for answers of one token
+# Since ∂l/∂p = 1/p, for answers of one token and by size,
 #
-#     ∂L/∂p_w = −β σ(−m) / p_w        ∂L/∂p_l = β σ(−m) / p_l        rejected ÷ chosen = p_w / p_l
+#     |∂L/∂p_w| = β σ(−m) / p_w        |∂L/∂p_l| = β σ(−m) / p_l     rejected ÷ chosen = p_w / p_l
 #
 # In *log-probs* the two are equal, always: that was step 2. But a gradient enters the network at
 # neither of these. It enters at the *logits* (lesson 03), as weight · (softmax − onehot), and there
-# it depends on where the two answers stand.
+# it depends on where the two answers stand. Let `up` and `down` be the sizes of the two weights.
 #
 # * *In two contexts*, two rows of logits: a token of probability p moves its row by
 #   weight · (onehot − softmax). That is a long arrow where p is small and a short one where p is
-#   almost 1 already. So the unlikelier answer has the larger push again.
+#   almost 1 already. So the unlikelier answer has the larger push again. (We give both rows the
+#   same probabilities, to have one table.)
 # * *In one context*, one row: the two answers begin alike and part at this token. Their arrows add
-#   up, and with weights of +1 and −1 the softmax parts cancel:
-#   (onehot_w − softmax) − (onehot_l − softmax) = onehot_w − onehot_l. Exactly +1 and −1.
+#   up, to up · (onehot_w − softmax) − down · (onehot_l − softmax). The logit of w rises by
+#   up · (1 − p_w) + down · p_w, and that of l falls by up · p_l + down · (1 − p_l). If up = down,
+#   the softmax parts cancel: both move by the same.
 #
 # With three logits, for w, for l, and for the rest:
 
@@ -230,17 +228,18 @@ for p_w, p_l in (0.30, 0.65), (0.65, 0.30), (0.95, 0.01):
 # is 95 times the chosen one's, its push at the logits of two contexts 21 times, and in one context
 # the two are equal. “Is it balanced?” has no answer until you say in which coordinate.
 #
-# ASFT's numbers get small, and for a reason that has nothing to do with balance: its push on the
-# rejected answer fades with the odds p_l/(1 − p_l). DPO's β σ(−m) fades only when the margin
-# m = β (s_w − s_l) is large. With β = 0.1, a margin of 3 takes 30 nats. The chosen answer brings
-# about 1.2 of them, since log 0.3 = −1.2 and a log-prob ends at 0. The rest must come from pushing
-# the rejected answer down, on and on.
+# What ASFT does shows in log p: its push on the rejected answer fades with the odds p_l/(1 − p_l).
+# (In p it does not: the slope there is divided by p_l, which shrinks as fast. And in one context
+# 0.214 is what up · p_l leaves: the *chosen* answer's push.) DPO's β σ(−m) fades only when the
+# margin m = β (s_w − s_l) is large. With β = 0.1, a margin of 3 takes 30 nats. The chosen answer
+# brings about 1.2 of them, since log 0.29 = −1.2 and a log-prob ends at 0. The rest must come from
+# pushing the rejected answer down, on and on.
 #
 # ## Step 5: train
 # Pairs from the small GPT's world: “9.9>9.11” is right and chosen, “9.11>9.9” is rejected. The two
-# answers have the same tokens in another order, so each pair has three *places*. The shared
-# **opening** “9.” is the same text behind the same prompt. At the **fork**, “9” against “1”, both
-# answers still stand in one context. **Behind** it they go their own ways, each in its context.
+# answers have the same tokens in another order, so each falls into three stretches, here called
+# *places*. The shared **opening** “9.” is the same text behind the same prompt. At the **fork**,
+# “9” against “1”, both answers still stand in one context. **Behind** it each has its own.
 
 # %%
 base, tokenizer = check.base_model(args)
@@ -256,12 +255,12 @@ for seed in [0] if args.fast else [0, 1, 2]:
 # %%
 @torch.no_grad()
 def look(model, method, asked):
-    """What is measured: log-probs (3 places, 2 answers), pushes per token (2,), P(neither)."""
+    """Log-probs (3 places, 2 answers), pushes per token (2,), P(chosen, rejected, neither)."""
     logps = batch_logps(model, asked)                                       # (2, B, T)
     _, weights, _ = method.weigh(logps, asked)
     pushes = weights.sum((1, 2)) / asked.mask.sum((1, 2)) * len(asked)      # (2,)
-    neither = 1 - logps.sum(-1).exp().sum(0).mean()
-    return split(logps, asked).mean(-1), pushes, float(neither)
+    chosen, rejected = logps.sum(-1).exp().mean(1).tolist()
+    return split(logps, asked).mean(-1), pushes, (chosen, rejected, 1 - chosen - rejected)
 
 # %%
 def train(method, seed):
@@ -276,7 +275,7 @@ def train(method, seed):
 
 # %% [markdown]
 # All start from the same model, read the same pairs in the same order, and take the same steps.
-# Each line is a seed: other questions. All answers that are none of the two are *neither*.
+# Each line is a seed: other questions. An answer that is not one of the two is *neither*.
 
 # %%
 methods = {"sft": METHODS["sft"](), "dpo": own.method("dpo", mine.dpo, dpo_verdict),
@@ -287,10 +286,9 @@ for name, method in methods.items():
     for seed in data:
         tuned[name], points = train(method, seed)
         runs[name].append(points)
-        (_, first, _, _), (_, last, _, neither) = points[0], points[-1]
-        (w0, l0), (w1, l1) = first.sum(0).tolist(), last.sum(0).tolist()
-        print(f"{name:4}  chosen {w0:5.2f} → {w1:5.2f}   rejected {l0:5.2f} → {l1:6.2f}   "
-              f"P(neither) {neither:.3f}")
+        (w0, l0), (w1, l1) = (points[i][1].sum(0).tolist() for i in (0, -1))
+        print(f"{name:4}  log-probs: chosen {w0:5.2f} → {w1:5.2f}   "
+              f"rejected {l0:5.2f} → {l1:6.2f}   P(neither) {points[-1][3][2]:.3f}")
 
 # %% [markdown]
 # And what do the models say, in words? Three answers drawn from each, to two questions:
@@ -321,10 +319,8 @@ for name in methods:
 # the chosen one wins. It falls elsewhere. And there nothing pushes it down. On the opening the two
 # pushes meet on the same tokens in the same context and cancel exactly. Behind the fork the chosen
 # answer's tokens are pushed *up*. So what pulls them down must come from pushes on other tokens,
-# through the parameters that all of them share.
-#
-# That can be tested: train with DPO's pushes *at the fork alone*. There they are +1 and −1 on two
-# logits of one row, as balanced as can be, and no other token of any answer is pushed at all.
+# through the parameters that all share. To test it, train with DPO's pushes *at the fork alone*:
+# equal and opposite, on two logits of one row, and no other token of any answer is pushed at all.
 
 # %%
 class AtTheFork(METHODS["dpo"]):
@@ -338,14 +334,14 @@ class AtTheFork(METHODS["dpo"]):
 for seed in data:
     _, points = train(AtTheFork(), seed)
     print(f"{'dpo, at the fork alone':28}" + "".join(f"{x:+9.2f}" for x in change(points))
-          + f"   P(neither) {points[-1][3]:.3f}")
+          + f"   P(neither) {points[-1][3][2]:.3f}")
 
 # %% [markdown]
-# Pushes on two logits of one row, equal and opposite, and the text *behind* them is ruined. A
-# logit cannot be moved alone: the step goes into matrices that make every other logit as well. The
-# full DPO, which pushes the chosen answer up behind the fork too, loses less. But these pushes
-# come late: at its own logit a push up is worth weight · (1 − p), nearly nothing while p is near
-# 1, as it is for the copied digits behind the fork. And all the time DPO goes on at the fork.
+# Two balanced pushes, and the text *behind* them is ruined; the opening falls too. A logit cannot
+# be moved alone: the step goes into matrices that make every other logit as well. The full DPO,
+# which pushes the chosen answer up behind the fork too, loses less. But these pushes come late: at
+# its own logit a push up is worth weight · (1 − p), nearly nothing while p is near 1, as it is for
+# the copied digits. And DPO goes on at the fork.
 #
 # ## The picture
 # Above, the log-probs, with arrows as long as the push per token, on one scale for all panels.
@@ -357,28 +353,32 @@ whose = [name for name, verdict in (("DPO", dpo_verdict), ("ASFT", asft_verdict)
 check.show(pictures.absolutely(runs, change, PLACES, whose), "06")
 
 # %%
-print("Your guess? Typical probabilities (geometric means): before",
-      " and ".join(f"{float(x):.2g}" for x in runs["sft"][0][0][1].sum(0).exp()))
-for name in methods:
-    ends = torch.stack([points[-1][1].sum(0) for points in runs[name]])     # (seeds, 2)
-    w, l = ends.mean(0).exp().tolist()
-    neither = sum(points[-1][3] for points in runs[name]) / len(data)
-    print(f"  {name:4} chosen {w:.2g}, rejected {l:.1g}; P(neither) {neither:.3f}")
+def means(run, when):
+    """Over questions and seeds: P(chosen), P(rejected), P(neither)."""
+    return torch.tensor([points[when][3] for points in run]).mean(0).tolist()
+
+
+print("Your guess? Mean probabilities     chosen   rejected    neither")
+for name, when in ("sft", 0), ("sft", -1), ("dpo", -1), ("asft", -1):
+    numbers = "".join(f"{x:11.3f}" for x in means(runs[name], when))
+    print(f"  {'after ' + name if when else 'before':26}" + numbers)
 
 # %% [markdown]
 # * *The arrows.* SFT's never change, and there are none on the rejected answer. DPO's two are
 #   equally long at every moment, and shrink together as the margin grows. ASFT's push on the
-#   rejected answer begins as the longest of all, for its odds are high, and is soon a small part of
-#   its push on the chosen one.
+#   rejected answer begins as the longest of all. Its p is a mean over nine tokens, of which the
+#   model knows eight: about e^{−0.43/9} = 0.95, odds of 20. (For the one token of step 4, 0.65 has
+#   odds of 1.9.) Soon it is a small part of the push on the chosen answer.
 # * *SFT stands beside them.* The rejected answer falls under SFT too, at the fork, through the
 #   softmax, and the chosen one stays up. So it need not be ASFT's second term that holds it up:
 #   ASFT *contains* SFT, a push up on every token that nothing cancels. The second term adds a
-#   rejected answer that falls further.
-# * *Falling is not losing.* Of the two answers DPO prefers the right one by far. What the fall
-#   costs is probability, which goes to answers that are neither.
+#   rejected answer that falls further, and costs a little: more goes to neither than under SFT.
+# * *Falling is not losing.* Of the two answers DPO prefers the right one by far, and the chosen
+#   answer's mean *probability* rises while its mean log-prob falls: a logarithm counts most where
+#   an answer is all but lost. What DPO costs is what goes to neither.
 #
-# *Without a reference* one saves `add_reference` above, a pass over the data before training. What
-# is lost: nothing ties the policy to where it began.
+# *Without a reference* one saves a pass over the data before training, `add_reference` above. The
+# price: nothing ties the policy to where it began.
 #
 # ## Try
 # * `METHODS["dpo"](beta=1.0)`: a margin of a few nats is enough. What changes, and where?

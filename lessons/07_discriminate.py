@@ -2,10 +2,10 @@
 # # 07 · Discriminate
 # **The question:** can a model learn from its own bad answers, without anybody calling them bad?
 #
-# SFT only ever says “more of this”. DFT (arXiv 2502.18679) also says “less of that”, and takes the
-# “that” from the model itself: what it would have answered. We begin with a model so small that
-# every sum over *all answers* can be done. So you will see what DFT estimates, how wrong it is,
-# that the error is what makes it work, and what else would have worked.
+# SFT only ever says “more of this”. DFT (discriminative fine-tuning, arXiv 2502.18679) also says
+# “less of that”, and takes the “that” from the model itself: what it would have answered. We begin
+# with a model so small that every sum over *all answers* can be done. So you will see what DFT
+# estimates, how wrong it is, that the error is what makes it work, and what else would have worked.
 #
 # You need the weights of lesson 03. Forty minutes, half a minute of computing. Keep
 # `minialign/methods/dft.py` open beside it.
@@ -32,13 +32,12 @@ from minialign.train import Recipe, fit
 
 # %% [markdown]
 # The model is one row of logits, one for each of 20 answers. An answer is one token here.
-
 # %%
 args = check.options()
 mine = check.mine(args)
 torch.manual_seed(0)
 labels = torch.tensor([0] * 70 + [1] * 30)      # answer 0 is “9.9>9.11”, answer 1 is “9.11>9.9”
-n, V, K = len(labels), 20, 2
+B, V, K = len(labels), 20, 2                    # labels, answers, negatives per label
 
 
 def policy(right, wrong):
@@ -51,7 +50,7 @@ base = policy(0.33, 0.62)
 
 # %%
 def weigh(method, log_p, y, ref_logps=None):
-    """What a method makes of answers y (A, n) of one token: loss, weights (A, n), info."""
+    """What a method makes of answers y (A, B) of one token: loss, weights (A, B), info."""
     batch = Batch(mask=torch.ones(*y.shape, 1, dtype=torch.bool), ref_logps=ref_logps)
     loss, weights, info = method.weigh(log_p[y][..., None], batch)
     return loss, weights[..., 0], info
@@ -73,8 +72,8 @@ def gradient(log_p, y, weights):
 #              =  −[y = y₀] + τ · (1/u) · exp(s_y/τ) · (1/τ)       (only one term of u contains s_y)
 #              =  −[y = y₀] + P_d(y)                               (τ and 1/τ cancel)
 #
-# One push up, for the wanted answer. And pushes down on all answers, each by its share P_d(y),
-# which add up to one push down.
+# One push up, for the wanted answer. And pushes down on all answers, each by its share P_d(y)
+# (d for discriminative), which add up to one push down.
 
 # %%
 s = torch.randn(V, dtype=torch.float64).requires_grad_()
@@ -87,15 +86,15 @@ print(f"largest difference to autograd {(by_hand - s.grad).abs().max():.0e}; "
 # %% [markdown]
 # ## Step 2: with the paper's score, all that is SFT
 # The paper's score (eq. 4) is the log-prob, s_y = log P(y). At τ = 1, its value for UltraFeedback,
-# u = Σ_y P(y) = 1. So log u = 0, and F = −log P(y₀): that is SFT's loss. The package does the sum
-# if its negatives are all V answers, drawn as if by a reference that finds all of them equally
-# likely:
+# u = Σ_y P(y) = 1. So log u = 0, and F = −log P(y₀): that is SFT's loss. The package can do the sum
+# if we give it all V answers as negatives. (It takes them for samples, steps 3 and 4 say why: so it
+# must hear that all were equally likely to be drawn, and γ = 1 makes it forget earlier draws.)
 
 # %%
 log_p = policy(0.90, 0.08)                                              # it has learnt something
-every = torch.cat([labels[None], torch.arange(V)[:, None].expand(V, n)])        # (1+V, n)
-uniform = torch.full((1 + V, n), -math.log(V), dtype=torch.float64)
-exact = weigh(METHODS["dft"](tau=1.0, gamma=1.0, n_examples=n), log_p, every, uniform)
+every = torch.cat([labels[None], torch.arange(V)[:, None].expand(V, B)])        # (1+V, B)
+uniform = torch.full((1 + V, B), -math.log(V), dtype=torch.float64)
+exact = weigh(METHODS["dft"](tau=1.0, gamma=1.0, n_examples=B), log_p, every, uniform)
 sft = weigh(METHODS["sft"]("seq_sum"), log_p, labels[None])
 apart = gradient(log_p, every, exact[1]) - gradient(log_p, labels[None], sft[1])
 print(f"loss: DFT over all answers {exact[0]:.12f}, SFT {sft[0]:.12f}")
@@ -112,19 +111,16 @@ print(f"largest difference of the gradients at the logits {apart.abs().max():.0e
 #
 #     u  =  Σ_y exp(s_y/τ)
 #        =  Σ_y P_ref(y) · exp(s_y/τ) / P_ref(y)                  (multiply and divide by P_ref)
-#        =  E_{y ~ P_ref} [ exp(s_y/τ) / P_ref(y) ]               (that is what a mean is)
+#        =  E_{y ~ P_ref} [ exp(s_y/τ) / P_ref(y) ]               (E: the mean over such draws)
 #
 # and K drawn answers y_1 … y_K estimate it:
 #
-#     û  =  (1/K) Σ_j exp(d_j)               d_j  =  s_j/τ − log P_ref(y_j)
+#     û  =  (1/K) Σ_j exp(d_j)               d_j  :=  s_j/τ − log P_ref(y_j)
 #
-# û is right on average. But F needs log u.
-#
-# > **Jensen's inequality.** The mean of a logarithm is at most the logarithm of the mean, E log
-# > X ≤ log E X, because a logarithm is bent downwards. So an estimate that is right on average
-# > has a logarithm that is too small on average.
-#
-# Here all pairs of answers can be gone through, each with its chance of being drawn:
+# û is right on average. But F needs log u, and by *Jensen's inequality* the mean of a logarithm is
+# at most the logarithm of the mean, E log X ≤ log E X, because a logarithm is bent downwards. So
+# log û is too small on average. Here all pairs of answers can be gone through, each with its chance
+# of being drawn:
 
 # %%
 d = log_p - base                                                        # τ = 1
@@ -140,43 +136,55 @@ print(f"mean of û       {means[0]:.4f}   of log û  {means[1]:+.4f}")
 #
 #     u  ←  (1 − γ) u + γ û              γ is the share of the newest estimate; u starts at 1
 #
-# What is the push on a negative? The exact one is τ ∂log u/∂s_j = τ (∂u/∂s_j) / u: a *numerator*,
-# how u changes with the parameters as they are now, over a *denominator*, how large u is. For
-# each, take the best estimate at hand. The remembered u is the better denominator, for it has seen
-# more than K answers. But what was remembered belongs to old parameters and has no slope any more:
-# the only slope that can be taken now is that of the fresh û. It is right on average, E ∂û = ∂u,
-# as it is. So (eq. 8)
+# What is the push on a negative? Minus the slope of τ log u in its score, τ (∂u/∂s_j) / u: a
+# *numerator*, how u changes with the parameters as they are now, over a *denominator*, how large u
+# is. For each, take the best estimate at hand. The averaged u, after the update, is the better
+# denominator: beside the fresh û it has seen earlier draws. But what was remembered belongs to old
+# parameters and has no slope any more: the only slope that can be taken now is that of the fresh
+# û. Like û itself, it is right on average. So (eq. 8)
 #
-#     τ ∂u/u  ≈  τ ∂û/u                                              (fresh slope, remembered u)
+#     τ (∂u/∂s_j) / u  ≈  τ (∂û/∂s_j) / u                            (fresh slope, averaged u)
 #     ∂û/∂s_j  =  (1/K) exp(d_j) · ∂d_j/∂s_j  =  exp(d_j) / (τ K)    (d_j contains s_j/τ)
 #     push on y_j  =  −ω_j          ω_j  =  exp(d_j) / (K u)         (τ and 1/τ cancel)
 #     push on y₀  =  1                                               (F contains −s₀)
 #
-# > **Stop-gradient.** To treat a number that depends on the parameters as if it did not
-# > (`.detach()` in PyTorch). Here the u below the fraction is such a number.
-#
-# Is that right? Hold the policy still, let u settle (with a long memory, γ = 0.1), and average the
-# pushes over many draws. They should add up to nearly P_d(y), the exact pushes of step 1:
+# The u below the fraction is treated as if it did not depend on the parameters, a *stop-gradient*
+# (`.detach()` in PyTorch). And if autograd goes through the line that updates u? Try both. Hold the
+# policy still, let u settle (with a long memory, γ = 0.1), and average the pushes over many draws.
+# They should add up to nearly P_d(y), the exact pushes of step 1:
 
 # %%
-still, down = METHODS["dft"](tau=0.8, gamma=0.1, n_examples=n), torch.zeros(V).double()
-still_p = policy(0.60, 0.25)
+still, still_p = METHODS["dft"](tau=0.8, gamma=0.1, n_examples=B), policy(0.60, 0.25)
+
+
+def by_autograd(y, u_before):
+    """Slopes of mean F in the negatives' scores (K, B), also through the update of u."""
+    s = still_p[y].requires_grad_()                                         # (1+K, B)
+    d = s[1:] / 0.8 - base[y[1:]]
+    u = 0.9 * u_before + 0.1 * d.exp().mean(0)
+    F = -s[0] + 0.8 * u.log()
+    return torch.autograd.grad(F.mean(), s)[0][1:]
+
+# %%
+down = {"eq. 8": torch.zeros(V).double(), "autograd": torch.zeros(V).double()}
 visits, settled = (40, 20) if args.fast else (400, 100)
 for visit in range(visits):
-    y = torch.cat([labels[None], torch.multinomial(base.exp(), K * n, True).view(K, n)])
-    _, weights, _ = weigh(still, still_p, y, base[y])
+    y = torch.cat([labels[None], torch.multinomial(base.exp(), K * B, True).view(K, B)])
+    pushes = {"autograd": by_autograd(y, still.log_u.exp())}
+    pushes["eq. 8"] = -weigh(still, still_p, y, base[y])[1][1:]             # this updates u
     if visit >= settled:
-        down.index_add_(0, y[1:].flatten(), -weights[1:].flatten() / (visits - settled))
-exact_down = (still_p / 0.8).softmax(0)
-print("push down on   “9.9>9.11”   “9.11>9.9”   all others")
-for name, x in ("exact, P_d", exact_down), ("eq. 8", down), ("autograd", 0.1 * down):
-    print(f"{name:12} {x[0]:10.3f}   {x[1]:10.3f}   {x[2:].sum():10.3f}")
+        for name, push in pushes.items():
+            down[name].index_add_(0, y[1:].flatten(), push.flatten() / (visits - settled))
+print("push down on   “9.9>9.11”   “9.11>9.9”   all others       sum")
+for name, x in {"exact, P_d": (still_p / 0.8).softmax(0), **down}.items():
+    print(f"{name:12} {x[0]:10.3f}   {x[1]:10.3f}   {x[2:].sum():10.3f}   {x.sum():10.3f}")
 
 # %% [markdown]
-# Equation 8 comes close. Not closer, because u stands below the fraction line, and 1/u is bent
-# like a logarithm. The last line is what autograd finds if it goes through the line that updates
-# u: exercise 2 asks why. The loss is the same, nothing crashes, and the pushes down are all but
-# gone.
+# Equation 8 comes close. Not closer, because u contains the fresh û: a draw that makes û large is
+# divided by a larger u. All pushes down of a visit add up to û/u. From u = (1 − γ) u_before + γ û,
+# 1 = (1 − γ) u_before/u + γ û/u. Once u has settled, log(u_before/u) is 0 on average, so by Jensen
+# the mean of u_before/u is at least 1, and that of û/u at most 1. Autograd finds a tenth: exercise
+# 2 asks why. The loss is the same, nothing crashes, and the pushes down are all but gone.
 #
 # ## Exercise 1 ●●○ (15 minutes): `dft`
 # One visit in six lines, in `lessons/mine.py`: from the log-probs of the answers under policy and
@@ -185,9 +193,8 @@ for name, x in ("exact, P_d", exact_down), ("eq. 8", down), ("autograd", 0.1 * d
 #
 # <details><summary>Hint</summary>
 #
-# log û is `d.logsumexp(0) - math.log(K)`; `torch.logaddexp(a, b)` is log(eᵃ + eᵇ), and the
-# logarithm of (1 − γ) u is log(1 − γ) + log u. At γ = 1 that is −∞, and `torch.tensor(0.0).log()`
-# knows it.
+# log û is `d.logsumexp(0) - math.log(K)`; `torch.logaddexp(a, b)` is log(eᵃ + eᵇ), and log (1 − γ)u
+# is log(1 − γ) + log u. At γ = 1 that is −∞, and `torch.tensor(0.0).log()` knows it.
 # </details>
 
 # %%
@@ -196,9 +203,8 @@ print(verdict)
 
 # %% [markdown]
 # ## Exercise 2 ●●○ (10 minutes): `silent_bug`
-# Somebody writes `u = (1 − γ)·u_old + γ·mean(exp(d))` in torch and calls backward on F = −s₀ + τ
-# log u. The loss is right, the push up is right, and nothing crashes. By which factor is every
-# push down wrong? Pencil and paper: ∂F/∂s_j, divided by ω_j.
+# Somebody writes `by_autograd`: the loss is right, the push up is right, and nothing crashes. By
+# which factor is every push down wrong? Pencil and paper: ∂F/∂s_j, divided by ω_j.
 #
 # <details><summary>Hint</summary>
 #
@@ -210,8 +216,7 @@ print(check.silent_bug(mine.silent_bug))
 
 # %% [markdown]
 # ## Step 5: train
-# The same labels and the same draws for everyone. An update is score, weigh, push. The true u never
-# moves: log u = 0.
+# The same labels and draws for everyone. An update is score, weigh, push. The true log u stays 0.
 
 # %%
 def learn(method, seed, start=base, kept=None, updates=10 if args.fast else 120):
@@ -223,7 +228,7 @@ def learn(method, seed, start=base, kept=None, updates=10 if args.fast else 120)
         log_p = z.log_softmax(0)
         drawn = torch.multinomial(start.exp(), K * len(label), True, generator=draw)
         drawn = drawn.view(K, len(label))
-        y = torch.cat([label[None], drawn])                             # (1+K, n)
+        y = torch.cat([label[None], drawn])                             # (1+K, labels)
         _, weights, info = weigh(method, log_p, y, start[y])
         z = z - 0.3 * gradient(log_p, y, weights)
         right.append(float(z.softmax(0)[0]))
@@ -235,7 +240,7 @@ def method_of(name):
     """“SFT”, or DFT with the γ that the name tells."""
     if name == "SFT":
         return METHODS["sft"]("seq_sum")
-    return own.method("dft", mine.dft, verdict, n, tau=1.0, gamma=float(name.split()[-1]))
+    return own.method("dft", mine.dft, verdict, B, tau=1.0, gamma=float(name.split()[-1]))
 
 
 runs = {}
@@ -252,9 +257,8 @@ for name in "SFT", "γ = 0.5", "γ = 0.9", "γ = 1":
 # vote of the right labels.
 #
 # ## Step 6: whoever has such negatives knows the rule
-# If the negatives are nearly always wrong, they say which labels are wrong. One can use that
-# without any method: drop every example whose label is among its own negatives, and do SFT on the
-# rest.
+# If the negatives are nearly always wrong, they say which labels are wrong. To use that needs no
+# method: drop every example whose label is among its own negatives, and do SFT on the rest.
 #
 # ## Exercise 3 ●○○ (5 minutes): `keep`
 # The filter: which examples are kept, from their labels and their negatives.
@@ -272,11 +276,8 @@ print(keep_verdict)
 def filtered(seed, start=base):
     """SFT on the examples that pass the filter: the chance of “9.9>9.11” after every update."""
     draw = torch.Generator().manual_seed(1000 + seed)
-    negatives = torch.multinomial(start.exp(), K * n, True, generator=draw).view(K, n)
-    if check.is_right(keep_verdict):
-        kept = mine.keep(labels, negatives)
-    else:
-        kept = (negatives != labels).all(0)
+    negatives = torch.multinomial(start.exp(), K * B, True, generator=draw).view(K, B)
+    kept = (mine if check.is_right(keep_verdict) else check.OURS).keep(labels, negatives)
     if not kept.any():
         return [float(start[0].exp())]
     return learn(METHODS["sft"]("seq_sum"), seed, start, kept)[0]
@@ -311,14 +312,15 @@ print(f"Your guess? SFT {runs['SFT'][:, 0, -1].mean():.2f}: it copies its labels
 
 # %% [markdown]
 # So: yes, without labels for the bad answers, and for a price. DFT learns what the labels say *more
-# often than the model did*, and a filter by the same negatives does something like it. γ sets how
-# much: a small γ keeps u near its start, which at τ = 1 is the truth, and that is SFT with noise.
+# often than the model did*: where that was less than their 0.70 it ends above SFT, else below. γ
+# sets how much: a small γ keeps u near its start, at τ = 1 the truth, and that is SFT with noise.
+# The filter turns sooner. It keeps what the model says seldom, so right labels gain by it only
+# where the model said the right answer less often than the wrong one (a chance below 0.485).
 #
 # ## Step 7: on the small GPT
 # Real answers now, of several tokens, and 30 % of the labels wrong. The negatives are two answers
-# of the model before training. It can be asked as itself, wrong in two thirds of the disputed
-# questions; or as the Troll, a person in what it has read who was *made to be wrong* in 95 % of
-# them.
+# of the model before training, asked as itself, wrong in two thirds of the disputed questions, or
+# as the Troll, a person in what it has read who was *made to be wrong* in 95 % of them.
 
 # %%
 base_gpt, tokenizer = check.base_model(args)
@@ -346,10 +348,8 @@ rows = {"sft": ("sft", pools["troll"]),
 exam, tuned = arena.Exam(tokenizer, 0), {"before": base_gpt}
 for name, (method, examples) in rows.items():
     tuned[name] = copy.deepcopy(base_gpt)
-    if method == "sft":
-        method = METHODS["sft"]("seq_sum")
-    else:
-        method = own.method("dft", mine.dft, verdict, len(examples), gamma=0.95)
+    method = (METHODS["sft"]("seq_sum") if method == "sft" else
+              own.method("dft", mine.dft, verdict, len(examples), gamma=0.95))
     for _ in fit(tuned[name], method, examples, Recipe(epochs=3, micro_batch=32, lr=5e-4)):
         pass
 
@@ -363,19 +363,19 @@ for name, model in tuned.items():
 
 # %% [markdown]
 # Read it with step 6 in mind. *Agreed* questions (the second one) are those on which the model's
-# old rule and the true one agree: there the model was right, its own negatives are right answers,
-# and pushing them down has its price. (The filter drops them, where the Troll repeats a right
-# label, and pays likewise.) How bad the negatives are decides how good DFT looks; “the model's own
-# answers” and “answers of a persona that was built to be wrong” are two experiments. `python -m
-# minialign study personas` has the whole curve.
+# old rule and the true one agree: there the model was right. SFT loses some of it, because 30 % of
+# these labels are wrong, too. DFT loses more: its negatives are right answers there, the Troll's
+# too, and are pushed down. The filter loses nearly all: where the Troll repeats a right label it
+# drops the example, and the wrong labels remain. How bad the negatives are decides how good DFT
+# looks; “the model's own answers” and “answers of a persona that was built to be wrong” are two
+# experiments. `python -m minialign study personas` has the whole curve.
 #
 # *Where the release differs* stands in `methods/dft.py`. DFT2 (eqs. 11 to 13) takes the mean
 # log-prob per token as score, and drops P_ref.
 #
 # ## Try
 # * All labels right: `[0] * 100`. What is left of the difference between SFT and DFT?
-# * Noise of 0.5 in `pool`, where labels say nothing at all. Who is still right, and from whom does
-#   it know?
+# * Noise of 0.5 in `pool`: labels say nothing. Who is still right, and from whom does it know?
 #
 # **Next:** 08 leaves language, to see exactly what imitation cannot know.
 

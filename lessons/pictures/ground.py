@@ -103,7 +103,7 @@ def push(names, p, rows, moves, whose):
         2, 1, figsize=(8.6, 6), sharex=True, height_ratios=[1, 2.6], layout="constrained")
     bars.bar(range(len(names)), p.tolist(), color=plot.COLOR["base"], width=0.6)
     bars.set(ylabel="probability",
-             title="A push moves its token; the others share the opposite, by their probabilities")
+             title="A push moves its token's logit; the others share the opposite, by probability")
     bars.spines[["top", "right"]].set_visible(False)
 
     # Each cell is a logit; the frame is around the token that is pushed.

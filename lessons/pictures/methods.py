@@ -64,7 +64,7 @@ def bad_by_place(axes, changes, names, places):
 def absolutely(runs, change, places, whose):
     """Log-probs of chosen and rejected answers with their pushes, and the change by place.
 
-    runs    {method: one list per seed of (update, log-probs (3, 2), pushes (2,), P(neither))}
+    runs    {method: one list per seed of (update, log-probs (3, 2), pushes (2,), P(3,))}
     change  points → (3,), of the chosen answer
     whose   the methods whose pushes are the reader's
     """
