@@ -51,11 +51,11 @@ torch.manual_seed(0)
 #           =  −β Σ_y π(y) [ log(π(y) / π_ref(y)) − R(y)/β ]         (write out the KL, take −β out)
 #           =  −β Σ_y π(y) log( π(y) / (π_ref(y) e^{R(y)/β}) )       (R/β = log e^{R/β})
 #
-# Divide what stands below the line by its sum over all answers, and it is a policy: let
+# Divide π_ref e^{R/β} by its sum over all answers, and it is a policy, since it adds up to 1: let
 # Z := Σ_y π_ref(y) e^{R(y)/β} and π* := π_ref e^{R/β} / Z. Then
 #
 #           =  −β Σ_y π(y) log( π(y) / (Z π*(y)) )                   (π_ref e^{R/β} = Z π*)
-#           =  β log Z  −  β KL(π ‖ π*)                 (log Z is the same for every y; Σ_y π(y) = 1)
+#           =  β log Z  −  β KL(π ‖ π*)                (log Z is the same for every y; Σ_y π(y) = 1)
 #
 # The first term does not depend on π, and the second is largest where the KL is 0. So the best
 # policy is π*: the reference, with every answer reweighted by the exponential of its reward. Three
@@ -203,7 +203,7 @@ print(asft_verdict)
 # * *In one context*, one row: the two answers begin alike and part at this token. Their arrows add
 #   up, to up · (onehot_w − softmax) − down · (onehot_l − softmax). The logit of w rises by
 #   up · (1 − p_w) + down · p_w, and that of l falls by up · p_l + down · (1 − p_l). If up = down,
-#   the softmax parts cancel: both move by the same.
+#   the softmax parts cancel, and both move equally far.
 #
 # With three logits, for w, for l, and for the rest:
 
