@@ -10,6 +10,7 @@ from PIL import Image
 from minialign.__main__ import main
 from minialign.lab import plot, race
 from minialign.lab.arena import Run
+from minialign.lab.studies import tuned
 from minialign.lab.workers import run_all
 from minialign.methods import METHODS, build_method
 from minialign.stats import show
@@ -103,7 +104,7 @@ def test_controls_race_with_the_method_they_belong_to_and_with_wrong_labels():
 def test_a_control_differs_from_its_method_in_one_thing():
     runs = race.racing(["sft", "dft"])
     changes = {race.CONTROL: {"recipe"}, race.BY_SUM: {"hyper"}, race.FILTER: {"filtered"},
-               race.THEN_DPO: {"method", "init"}}
+               race.THEN_DPO: {"method", "init", "recipe"}}
     for (condition, name), run in runs.items():
         assert isinstance(build_method(run.method, run.hyper, 4), run.method)
         assert run.noise == {"clean": 0, "noisy": 0.3, "half": 0.5}[condition]
@@ -115,6 +116,8 @@ def test_a_control_differs_from_its_method_in_one_thing():
             assert changed == changes[name]
     tripled = runs["noisy", race.CONTROL].recipe.updates(512)
     assert tripled == 3 * race.RECIPE.updates(512)
+    then_dpo, chosen = runs["noisy", race.THEN_DPO], tuned.at_best("noisy", "sft → dpo")
+    assert (then_dpo.recipe, then_dpo.persona) == (chosen.recipe, chosen.persona)
 
 
 def test_a_new_method_in_METHODS_races_and_is_drawn(out, monkeypatch, capsys):
