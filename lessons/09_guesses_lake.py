@@ -45,15 +45,16 @@ torch.manual_seed(0)
 # *true* beginning before it, what would it say? Its likeliest token is the guess g_t, while y_t is
 # the token that stands there. Then the policy reads a mixture of the two (eq. 17 of the paper):
 #
-#     e_t  =  (1−λ) E[y_t]  +  λ E[g_t]               (E[y]: the row of y in the embedding table)
+#     e_t  =  (1−λ) E[y_t]  +  λ E[g_t]               (E[y]: the row of y in the table E)
 #     g_t  =  argmax of the logits at place t−1       (they predict the token at place t: lesson 02)
 #
 # What it shall *say* stays as it was: the next true token. Prompt tokens are read as they are,
 # because nobody asks the policy to guess a prompt. The paper calls this a temporal residual
-# connection. Three remarks.
+# connection. In this lesson E is the embedding table (lesson 01), never a mean. Three remarks.
 #
 # * If the guess is right, g_t = y_t, the mixture is E[y_t] itself, because 1 − λ + λ = 1. So IFT
-#   differs from SFT only where the policy would have gone wrong.
+#   differs from SFT only where the policy would have said something else than the label, be that
+#   wrong or as good.
 # * The guess is *one* token, the likeliest. Equation 17, Algorithm 1 and the authors' code agree on
 #   that. A mean of all embeddings, weighted by their probabilities, is another method.
 # * No gradient runs back through the guess: a small change of a logit changes no argmax, so its
@@ -78,8 +79,9 @@ for t, token in enumerate(tokens.tolist()):
 # %% [markdown]
 # ## Exercise 1 ●●○ (10 minutes): `residual`
 # In `lessons/mine.py`, write what IFT's policy reads. `residual(E, z, tokens, is_answer, lam)` gets
-# the embedding table E (V, C), the logits z (L, V) of one row, its tokens (L,), which of them
-# belong to the answer (L,), and λ; it returns the mixed embeddings (L, C).
+# the embedding table E (V, C), with C numbers for each of the V tokens, the logits z (L, V) at the
+# L places of one row, its tokens (L,), which of them belong to the answer (L,), and λ; it returns
+# the mixed embeddings (L, C).
 #
 # <details><summary>Hint</summary>
 #
@@ -94,10 +96,11 @@ print(verdict)
 
 # %% [markdown]
 # ## Step 2: the same on the lake
-# On the lake the “text” is the sequence of cells, and a cell is read as a row of zeros with a 1 at
-# its own place. So the embedding table is the identity matrix, and a mixture is a row with two
-# numbers in it: 1 − λ in the demonstrated cell, λ in the cell where the guess leads. The guess for
-# the cell at step t is made one cell before: where would the policy's likeliest action have led?
+# On the lake the “text” is the sequence of cells, and a cell is read one-hot: as a row of zeros
+# with a 1 at its own place. So the embedding table is the identity matrix, and a mixture is a row
+# with two numbers in it: 1 − λ in the demonstrated cell, λ in the cell where the guess leads. The
+# guess for the cell at step t is made one cell before: where would the policy's likeliest action
+# have led?
 #
 # And what is it told in that other cell? Its label is the action that the demonstration takes next,
 # *on its own path*: “go right at step 3, wherever you are”. Nobody asked whether that is a good
@@ -122,19 +125,22 @@ worlds = {place: prepare(place, seeds, base="noisy") for place in ("maze", "corr
 def what_is_read(world, policy, i):
     """Of seed i: the ingredients of its mixture, and what it is judged by."""
     states, actions = world.path.states[0, i, 0], world.path.actions[0, i, 0]
-    n = int(world.path.mask[0, i, 0].sum())                             # steps of this path
-    states, actions = states[:n], actions[:n]
-    best = policy.probabilities()[i, states].argmax(-1)                 # (n,) the policy's choice
-    leads = world.singles[i].P[states, best]                            # (n, S) where it leads
-    E = torch.eye(leads.shape[1], dtype=leads.dtype)
-    return (E, leads, states, torch.arange(n) > 0, lam), (states, actions, world.singles[i].optimal)
+    T = int(world.path.mask[0, i, 0].sum())                             # steps of this path
+    states, actions = states[:T], actions[:T]
+    best = policy.probabilities()[i, states].argmax(-1)                 # (T,) the policy's choice
+
+    # The row of where it leads is one-hot, so its argmax is the next cell: it stands in for logits.
+    leads = world.singles[i].P[states, best]                            # (T, S)
+    E = torch.eye(leads.shape[1], dtype=leads.dtype)                    # (S, S)
+    return (E, leads, states, torch.arange(T) > 0, lam), (states, actions, world.singles[i].optimal)
 
 
 # %% [markdown]
 # ## Exercise 2 ●●○ (10 minutes): `off_path`
 # Write the two numbers. `off_path(mixed, states, actions, optimal)` gets what is read, mixed
-# (T, S); the demonstration's cells and actions, (T,) each; and which actions are optimal in which
-# cell, (S, 4), none of them where the goal cannot be reached. It returns share and right.
+# (T, S), for the T steps of a path and the S cells of the lake; the demonstration's cells and
+# actions, (T,) each; and which actions are optimal in which cell, (S, 4), none of them where the
+# goal cannot be reached. It returns share and right.
 #
 # <details><summary>Hint</summary>
 #
@@ -209,10 +215,10 @@ for place in worlds:
 # %% [markdown]
 # “Right beside” is the share of the path's neighbours where the policy's likeliest action is
 # optimal. “10 % noise” is the chance to get to the goal if every tenth action is a random one, so
-# that the path is left now and then. ▲ and ▼ say better and worse than SFT of the same seeds, by an
-# interval of 95 %. To the right of that stands what was read: the share off the path at the first
-# training step, on average over the training, and at the last step; and how much of it had a right
-# label.
+# that the path is left now and then. ▲ and ▼ say better and worse than SFT, judged by a 95 %
+# interval of the differences to SFT of the same seeds. To the right of that stands what was read:
+# the share off the path at the first training step, on average over the training, and at the last
+# step; and how much of it had a right label.
 #
 # ## The picture: what is read, which label it gets, what it is worth
 # Left, two maps. The line is the demonstration. Green are the cells that IFT reads at its first
@@ -264,14 +270,25 @@ for place, rows in found.items():
 # %% [markdown]
 # Read it in this order.
 #
-# * *How much is read?* Without slips, a guess that is the demonstrated action leads nowhere else.
-#   The policy's likeliest action is soon the demonstrated one all along the path, and from then on
-#   IFT reads what SFT reads and *is* SFT (its curve falls to nothing within a few steps). The soft
-#   mix falls later, and the noise never.
-# * *With which label?* Compare each row with its right labels: the same cells are read. Where the
-#   right labels help more than the path's own, it is the labels that are missing, not the exposure.
-# * *For which goal?* Right actions beside the path and success under noise are two numbers, and a
-#   row can gain one of them and lose the other. Whoever shows you one number has chosen it.
+# * *How much is read?* Nobody slips on these lakes, so a guess that is the demonstrated action
+#   leads nowhere else. The policy's likeliest action is soon the demonstrated one all along the
+#   path, and from then on IFT reads what SFT reads and learns as SFT does (its curve falls to
+#   nothing within a few steps). Only its first steps differ, and in the mazes they leave a small
+#   mark, a ▼. The soft mix falls later, and the noise never.
+# * *With which label?* Compare each row with its right labels: the same cells are read. In IFT's
+#   own cells right labels change next to nothing, for so little is read there: what IFT lacks here
+#   is exposure. In the mix's cells in the mazes the path's labels lose and the right ones gain:
+#   what the mix lacks there is labels. In the corridor the path's labels are right nearly nine
+#   times in ten in the mix's cells; there even they gain, and so does blind noise.
+# * *For which goal?* The same two rows in the corridor gain right actions and lose a little
+#   success. The first number asks for the likeliest action, the second for all probabilities, on
+#   the path as well as beside it. Whoever shows you one number has chosen it.
+#
+# **When could IFT's residual help?** Where two things come together: wrong guesses that persist
+# while it learns, *and* labels that are right in the cells where these guesses lead. Here the
+# guesses do not persist. On slippery ice, where even a perfect guess deviates to the end, under
+# half of IFT's labels are right: it succeeds less often than SFT, and with right labels in the same
+# cells much more often (`toy/README.md` has the numbers; Try has the command).
 #
 # “More” says that an interval lies above zero, not that it lies far above; how far is in the table.
 # And one set of seeds is one set. `toy/README.md` has the same experiment on two sets, calls a

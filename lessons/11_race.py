@@ -3,16 +3,17 @@
 # **The question:** which method, when?
 #
 # Everybody starts from the same small GPT, which has learnt the wrong rule for “9.11 or 9.9?”, with
-# the same 256 questions, the same number of updates and the same learning rate; once with right
-# labels, once with 30 % wrong ones. What is measured is exact: the probability of the right answer
-# to other questions. Five of the methods run on the functions that you wrote, where they are right.
+# the same 256 questions, the same number of updates (two controls aside) and the same learning
+# rate; once with right labels, once with 30 % wrong ones. What is measured is exact: the
+# probability of the right answer to other questions. The five methods, and the two controls, run on
+# the functions that you wrote, where they are right.
 #
 # You need lessons 05, 06, 07 and 10. Forty minutes, a minute and a half of computing. Keep
 # `minialign/lab/arena.py` open beside it; `python -m minialign compare` is this race, larger.
 #
 # **Guess first.** Rank SFT, ASFT, DFT, IFT and DPO, once for right labels and once for noisy ones.
-# And one more: on questions to which the model has *always* known the answer (“9.2 or 9.55?”), who
-# loses most by being trained on noisy labels? Write it down.
+# And one more: on *agreed* questions, where both rules say the same and the model has always known
+# the answer (“9.2 or 9.55?”), who loses most by being trained on noisy labels? Write it down.
 
 # %%
 import copy
@@ -35,12 +36,12 @@ model, tokenizer = check.base_model(args)
 
 # %% [markdown]
 # ## Who runs
-# Everybody sees the wanted answer. Whoever needs something to push down gets two answers of the
-# base model, asked as the Troll (lesson 07): nobody labels them as bad. For DPO and ASFT they are
-# the rejected answers. Two controls run along, without which a race says little: *SFT x3*, with
-# three times the updates, which is what it costs to read two negatives beside each answer; and
-# *SFT filtered*, which drops the examples whose label the Troll repeats (so it has fewer). Here is
-# what the graders say of your functions:
+# Everybody sees the wanted answer. Whoever needs something to push down gets answers of the base
+# model, asked as the Troll (lesson 07): nobody labels them as bad. Six are drawn for each question,
+# and every epoch takes two of them. For DPO and ASFT they are the rejected answers. Two controls
+# run along, without which a race says little: *SFT x3*, with three times the updates, which is what
+# it costs to read two negatives beside each answer; and *SFT filtered*, which drops the examples
+# whose label the Troll repeats (so it has fewer). Here is what the graders say of your functions:
 
 # %%
 seeds = range(1 if args.fast else 4)
@@ -65,8 +66,11 @@ def draw(seed):
 
 
 pools = {seed: draw(seed) for seed in seeds}
-question = arena.fine_tuning_questions(0)[0]
-print(f"{question.prompt()} right: {question.right}   the Troll: {'   '.join(pools[0][0])}")
+for disputed in True, False:
+    i, q = next((i, q) for i, q in enumerate(arena.fine_tuning_questions(0))
+                if q.disputed == disputed)
+    print(f"{'disputed' if disputed else 'agreed':8}  {q.prompt()} right: {q.right}   "
+          f"the Troll: {'  '.join(pools[0][i])}")
 
 
 # %% [markdown]
@@ -97,9 +101,10 @@ def run(name, examples, exam, seed):
 
 
 # %%
-results, kept = {}, {"before": model}
+results, kept, before = {}, {"before": model}, []
 for seed in seeds:
     exam = arena.Exam(tokenizer, seed)
+    before.append(exam.grade(model))
     for condition, noise in conditions.items():
         examples = arena.fine_tuning_data(tokenizer, seed, noise, pools[seed])[:n]
         add_reference(model, examples, micro_batch=64, progress=False)      # once, for DFT and DPO
@@ -111,22 +116,27 @@ for seed in seeds:
 
 # %% [markdown]
 # One base model, a few draws of questions, labels, negatives and order. So what follows knows
-# nothing of other base models (`compare` trains one per seed). *Right* and *always known* are
-# probabilities of the right answer, on disputed questions and on those where both rules agree.
-# *Reversing* is a skill nobody trains here. Keep an eye on the last two: a method can always be
-# made to win what it is trained on.
+# nothing of other base models (`compare` trains one per seed). *Disputed* and *agreed* are
+# probabilities of the right answer, on questions of these two kinds. *Reversing* is a skill nobody
+# trains here. Keep an eye on the last two: a method can always be made to win what it is trained
+# on. Behind ± stands the half-width of a 95 % interval over the seeds.
 
 # %%
+def row(name, marks):
+    """A line of the table."""
+    columns = [show([m[mark] for m in marks]) for mark in ("right", "agree", "skill")]
+    return f"  {name:12} " + " ".join(f"{column:>15}" for column in columns)
+
+
+print(f"{'':14} {'disputed':>15} {'agreed':>15} {'reversing':>15}\n{row('before', before)}")
 for condition in conditions:
-    print(f"{condition:14} {'right':>15} {'always known':>15} {'reversing':>15}")
+    print(condition)
     for name in names:
-        marks = results[condition, name]
-        columns = [show([m[mark] for m in marks]) for mark in ("right", "agree", "skill")]
-        print(f"  {name:12} " + " ".join(f"{column:>15}" for column in columns))
+        print(row(name, results[condition, name]))
 
 # %% [markdown]
 # And in words. Trained with noisy labels, three answers each to two questions of the test, a
-# disputed one and one that the model has always known:
+# disputed one and an agreed one:
 
 # %%
 _, test = tasks.all_questions(random.Random(0))
@@ -167,13 +177,15 @@ def against_sft(condition, name, mark):
 
 # %% [markdown]
 # ## The picture
-# Every dot is a seed. The thick bar is SFT's mean plus the mean difference to SFT, with one
-# standard error of that difference to either side.
+# Every dot is a seed, and the upright mark is the method's mean. The pale bar is one standard error
+# of its difference to SFT to either side: a method whose pale bar is far from the dotted line
+# differs from SFT. Below the picture, “better” and “worse” ask for more than 3.2 standard errors,
+# which is what Student's t asks of four seeds for 95 %.
 
 # %%
 shown = [("right labels", "right", "right labels: who beats SFT?"),
          ("30 % wrong", "right", "30 % wrong: who beats SFT?"),
-         ("30 % wrong", "agree", "30 % wrong: what is left of what it knew?")]
+         ("30 % wrong", "agree", "30 % wrong: what is left on agreed questions?")]
 yours = [name for name, said in verdicts.items() if check.is_right(said)]
 check.show(pictures.race(results, names, shown, against_sft, yours), "11")
 
@@ -189,31 +201,37 @@ for condition in conditions:
             print(f"  {name} is {word} than sft by {abs(gain):.3f} ± {error:.3f}")
 known = {name: sum(m["agree"] for m in results["30 % wrong", name]) for name in names}
 loser = min(known, key=known.get)
-print(f"Of what it always knew, {loser} keeps least with noisy labels: "
+print(f"On agreed questions, {loser} keeps least with noisy labels: "
       f"{known[loser] / len(seeds):.2f}.")
 
 # %%
-goal = sum(m["right"] for m in results["30 % wrong", "sft"]) / len(seeds)
-for name in names:
-    curves = [m["curve"] for m in results["30 % wrong", name]]
-    mean = [sum(values) / len(values) for values in zip(*curves, strict=False)]
-    reached = [4 * i for i, value in enumerate(mean) if value >= goal]
-    best = 4 * mean.index(max(mean))
-    told = f"after {reached[0]} updates" if reached else "never"
-    print(f"30 % wrong, {name:13} reaches SFT's end {told:17} best after {best:2}: {max(mean):.2f}")
+curves = [m["curve"] for m in results["30 % wrong", "sft"]]
+mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
+print(f"30 % wrong, sft on the way: best after {4 * mean.index(max(mean))} updates with "
+      f"{max(mean):.2f}, at the end {mean[-1]:.2f}")
 
 # %% [markdown]
 # How to read it.
 #
-# * *Right labels.* At the token where the answers part, raising one digit in a softmax *is*
-#   lowering the other (lesson 03). Whoever wants to beat SFT there must find something that SFT
-#   has left.
-# * *Wrong labels.* SFT stops at the mixture that it is shown (lesson 05). Negatives that were
-#   built to be wrong say which labels are; compare DFT with *SFT filtered*, which uses nothing
-#   else of them, before you credit the method (lesson 07).
-# * *What it knew.* On agreed questions the Troll is right, like everybody. Whoever pushes down
-#   what he says, or drops what he repeats, loses right answers there.
-# * *DPO* knows only a difference. Nothing holds the right answer up (lesson 06).
+# * *Right labels.* Of the five methods none beats SFT on disputed questions; only *SFT x3* does. At
+#   the token where the answers part, raising one digit in a softmax *is* lowering the other (lesson
+#   03). Whoever wants to beat SFT there must find something that SFT has left.
+# * *Wrong labels.* Seven labels in ten are right. SFT passes 0.70 on its way, and ends below: what
+#   it learns last is the mixture that it is shown, wrong labels and all (lesson 05). Negatives that
+#   are wrong wherever it matters say which labels are: ASFT, DFT and *SFT filtered* are ahead. But
+#   DFT and the filter, which takes nothing else from the negatives, reach the same. So the credit
+#   for it goes to the negatives, not to the method (lesson 07).
+# * *Agreed questions.* Everybody loses here, SFT too. The Troll is right on these questions, like
+#   everybody. Whoever pushes down what he says, or drops what he repeats, loses more. With noisy
+#   labels the filter is hit hardest of these: it drops the right labels here and keeps the wrong
+#   ones; DFT keeps more than twice as much. With right labels the filter keeps more than DFT.
+# * *DPO* knows only a difference. On agreed questions wanted and rejected answer are one text while
+#   the label is right, and the two pushes cancel. So nothing holds the right answer up, and the
+#   pushes of the disputed questions, on the same parameters, carry it off (lesson 06).
+#
+# **Which method, when?** On this task, with right labels, SFT; with many wrong labels and negatives
+# that are wrong where the labels may be, *SFT filtered* or DFT, which win disputed questions and
+# pay with agreed ones (DFT less, here); IFT and DPO in neither case.
 #
 # One learning rate for all is one fair choice; each method at its own is another, and orders can
 # change with it. A ranking is a statement about a task, a start, labels, negatives, a budget and a
