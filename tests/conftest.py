@@ -4,11 +4,13 @@ and answers.
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minialign.data import Example
 from minialign.hf.folders import save_model
@@ -74,6 +76,23 @@ def shared_data():
     if not folder:
         pytest.skip("MINIALIGN_DATA is not set")
     return Path(folder)
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that torch carries out, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        # In inference mode what is put together from other operators comes here whole.
+        with self:
+            result = func.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
+        self.calls[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
 
 
 # ------------------------------------------------------------- the command line: a model, some rows

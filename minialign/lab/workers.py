@@ -80,10 +80,16 @@ def run_all(
                     if process not in not_workers:
                         process.terminate()
             pool.shutdown(cancel_futures=True)
+    report_unfit(fitnesses)
+    return base, results
 
-    # Such a model is taken as it is, and its row of the table has more garbage than others.
+
+def report_unfit(fitnesses: dict[int, float]) -> None:
+    """Name the seeds whose base model is not fit, {seed: fitness}.
+
+    Such a model is taken as it is, and its row of the table has more garbage than others.
+    """
     for seed, x in fitnesses.items():
         if x < FIT:
             print(f"the base model of seed {seed} is not fit: after {sum(COURSES)} updates it "
                   f"copies or reverses with probability {x:.3f}, not {FIT}", file=sys.stderr)
-    return base, results

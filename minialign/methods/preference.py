@@ -53,9 +53,8 @@ class Pairwise(Method):
     reads_others: ClassVar = True
     per_token: ClassVar[bool] = False                   # scores are means over tokens, not sums
 
-    def pair(
-        self, s_w: Tensor, s_l: Tensor, n_w: Tensor, n_l: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def pair(self, s_w: Tensor, s_l: Tensor, n_w: Tensor, n_l: Tensor
+             ) -> tuple[Tensor, Tensor, Tensor]:
         """Cost of every pair, push on s_w = −∂cost/∂s_w, push on s_l = −∂cost/∂s_l, (K, B) each.
 
         Scores and lengths are (1, B) for the wanted answers, (K, B) for the rejected ones.
@@ -141,8 +140,7 @@ class DPO(Pairwise):
 
     beta: float = setting(0.1, "price of leaving the reference; small lets it go far", least=0)
     label_smoothing: float = setting(
-        0.0, "share of pairs taken to be labelled the wrong way round", least=0, below=0.5
-    )
+        0.0, "share of pairs taken to be labelled the wrong way round", least=0, below=0.5)
 
     def pair(self, r_w, r_l, n_w, n_l):
         z = self.beta * (r_w - r_l)
@@ -281,8 +279,7 @@ class CPO(Pairwise):
     alpha: float = setting(1.0, "weight of the likelihood term", least=0)
     nll: str = setting(
         "token_mean", "what the likelihood term averages: all tokens, or answers by their sum",
-        choices=("token_mean", "seq_sum"),
-    )
+        choices=("token_mean", "seq_sum"))
 
     def pair(self, l_w, l_l, n_w, n_l):
         z = self.beta * (l_w - l_l)

@@ -285,13 +285,7 @@ def run_in(out: Path, flags: Flags) -> None:
     recipe, adapters = recipe_of(flags), adapters_of(flags)
     held_out = held_out_of(flags, tokenizer, max_len)
 
-    # What the run will take of memory and disk is counted before a weight is read.
-    load = load_of(examples, recipe)
-    parts = sheet(shape, load, recipe, flags.dtype, flags.activation_checkpointing, adapters)
-    mine = per_rank(parts, shape, flags.dtype, parallel.world(), adapters)
-    check_fits(mine, device, advice(flags))
-    parameters = parameters_of(shape, flags.dtype, adapters)
-    check_disk(out, parameters, parts["optimizer"], flags.checkpoint_every, flags.keep_best)
+    check_room(out, flags, shape, examples, recipe, adapters, device)
 
     model = read_weights(
         flags.model, shape, flags.dtype, parallel.loaded_on(device), flags.seed)
@@ -325,6 +319,17 @@ def run_in(out: Path, flags: Flags) -> None:
     model = in_one_piece(model, adapters)
     if parallel.first():
         keep(model, tokenizer, adapters, flags, updates, held_out)
+
+
+def check_room(out: Path, flags: Flags, shape, examples: list[Example], recipe: Recipe,
+               adapters: Adapters | None, device: str) -> None:
+    """ValueError, before a weight is read, if the run will not fit into memory or on the disk."""
+    load = load_of(examples, recipe)
+    parts = sheet(shape, load, recipe, flags.dtype, flags.activation_checkpointing, adapters)
+    mine = per_rank(parts, shape, flags.dtype, parallel.world(), adapters)
+    check_fits(mine, device, advice(flags))
+    parameters = parameters_of(shape, flags.dtype, adapters)
+    check_disk(out, parameters, parts["optimizer"], flags.checkpoint_every, flags.keep_best)
 
 
 def show_data(tokenizer, examples: list[Example]) -> None:

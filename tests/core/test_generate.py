@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_model
-from torch.utils._python_dispatch import TorchDispatchMode
+from conftest import Operators, tiny_model
 
 from minialign import generate
 from minialign.generate import answers, choose, room
@@ -139,22 +138,8 @@ def test_a_single_query_asks_for_no_copies_of_keys_and_values(any_model, monkeyp
     assert seen[layers:] == [(True, False, False, True)] * 2 * layers
 
 
-class Readings(TorchDispatchMode):
-    """Counts how often a number is read back from the device, which would have to wait for it."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        # In inference mode what is put together from other operators comes here whole.
-        with self:
-            result = func.decompose(*args, **(kwargs or {}))
-        if result is not NotImplemented:
-            return result
-        readers = "_local_scalar_dense", "is_nonzero", "equal", "nonzero"
-        self.count += func.overloadpacket.__name__ in readers
-        return func(*args, **(kwargs or {}))
+# Operators that read a number back from the device, for which the program has to wait.
+READERS = "_local_scalar_dense", "is_nonzero", "equal", "nonzero"
 
 
 @pytest.mark.parametrize("temperature, top_k, top_p", [(0, None, None), (0.7, 20, 0.9)])
@@ -166,10 +151,10 @@ def test_looking_seldom_reads_little_and_changes_no_text(
         monkeypatch.setattr(generate, "CPU_LOOKS_EVERY", every)
         for stop in (), tuple(range(0, 50, 3)):
             draw = torch.Generator().manual_seed(0)
-            with Readings() as reading:
+            with Operators() as operators:
                 texts[every, stop] = any_model.generate(
                     PROMPTS, 40, temperature, top_k, top_p, stop, LENGTHS, draw, repeat=2)
-            readings[every, stop] = reading.count
+            readings[every, stop] = sum(operators.calls[name] for name in READERS)
     for stop in (), tuple(range(0, 50, 3)):
         assert torch.equal(texts[1, stop], texts[16, stop])
     at_the_door = 4                                                     # of lengths and shapes

@@ -98,12 +98,12 @@ class Lab:
             missing = tuple(label for label, run in runs.items() if (run, seed) not in self.known)
             if missing:
                 todo.setdefault(missing, []).append(seed)
+
+        def keep(label: str | None, seed: int, marks: dict) -> None:
+            self.known.add(runs[label or "base"], seed, marks)
+
         for missing, some in todo.items():
             new = {label: runs[label] for label in missing if label != "base"}
-
-            def keep(label, seed, marks):
-                self.known.add(runs[label or "base"], seed, marks)
-
             run_all(new, some, self.out / "cache", keep)
         data = {}
         for label, run in runs.items():

@@ -11,16 +11,14 @@ from functools import partial
 
 import torch
 
-from minialign.data import Example, collate
-from minialign.generate import answers
-from minialign.hf.encoding import encode_rows
+from minialign.data import collate
 from minialign.hf.folders import load_model
 from minialign.hf.rowfiles import read_file
-from minialign.hf.rows import Row
 from minialign.lab import plot
 from minialign.lab.race import Difference, columns
 from minialign.lab.studies.lab import SMALL, Findings, Lab, in_parts, verdict
 from minialign.lab.studies.processes import in_processes
+from minialign.lab.studies.stories import as_examples, write
 from minialign.logps import batch_logps
 from minialign.methods import build_method
 from minialign.train import Recipe, fit
@@ -33,19 +31,6 @@ RECIPE = Recipe(epochs=1, batch=16, micro_batch=16, lr=1e-3, negatives=DRAWN)
 # Whose pushes are compared, and whether its score is the mean log-prob of an answer or the sum.
 LOSSES = {"dft2": ({}, True), "dft": ({}, False), "simpo": ({"beta": 10.0, "gamma": 5.0}, True),
           "spin": ({}, False)}
-
-
-def drawn(model, tokenizer, prompts: list[str], temperature: float, seed: int) -> list[Row]:
-    """DRAWN continuations of every opening, as rows."""
-    top_k = 50 if temperature == SAMPLING else None
-    encoded = [ids for ids, _ in encode_rows(tokenizer, [Row("", p, []) for p in prompts])]
-    draw = torch.Generator().manual_seed(seed)
-    pools = answers(model, tokenizer, encoded, DRAWN, NEW, temperature, top_k, None, draw)
-    rows = []
-    for prompt, pool in zip(prompts, pools, strict=True):
-        finished = [done or not text for text, done in pool]
-        rows.append(Row("", prompt, [text for text, _ in pool], finished=finished))
-    return rows
 
 
 def pushes(logps: torch.Tensor, batch, name: str) -> torch.Tensor:
@@ -65,14 +50,11 @@ def measure(seed: int) -> dict[str, dict[str, float]]:
     rows = [row for _, row in read_file("stories-dialogue")]
     rows = random.Random(seed).sample(rows, PROMPTS)
     prompts = [row["prompt"] for row in rows]
-    wanted = [Row("", row["prompt"], [row["chosen"]]) for row in rows]
-    sampled = drawn(model, tokenizer, prompts, SAMPLING, seed)
-    wild = drawn(model, tokenizer, prompts, RANDOM, seed + 1)
-    examples, others = [], []
-    encoded = [encode_rows(tokenizer, rows) for rows in (wanted, sampled, wild)]
-    for i, ((prompt, label), (_, own), (_, noise)) in enumerate(zip(*encoded, strict=True)):
-        examples.append(Example(i, prompt, label + own))
-        others.append(Example(i, prompt, noise))
+    sampled = write(model, tokenizer, prompts, DRAWN, NEW, seed, SAMPLING, top_k=50)
+    wild = write(model, tokenizer, prompts, DRAWN, NEW, seed + 1, RANDOM)
+    wanted_first = [[(row["chosen"], True)] + own for row, own in zip(rows, sampled, strict=True)]
+    examples = as_examples(tokenizer, prompts, wanted_first)
+    others = as_examples(tokenizer, prompts, wild)
     build_method("dft", {}, PROMPTS).prepare_data(model, examples, progress=False)
     for _ in fit(model, build_method("dft2", {}, PROMPTS), examples, RECIPE):
         pass

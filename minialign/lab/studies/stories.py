@@ -22,7 +22,7 @@ def opened(name: str):
 
 
 def write(model, tokenizer, prompts: list[str], k: int, new: int, seed: int,
-          temperature: float = 1.0) -> list[list[tuple[str, bool]]]:
+          temperature: float = 1.0, top_k: int | None = None) -> list[list[tuple[str, bool]]]:
     """k continuations of every prompt, up to `new` tokens, each as (text, finished)."""
     draw = torch.Generator().manual_seed(seed)
     encoded = [ids for ids, _ in encode_rows(tokenizer, [Row("", p, []) for p in prompts])]
@@ -30,7 +30,7 @@ def write(model, tokenizer, prompts: list[str], k: int, new: int, seed: int,
     per_batch = max(1, AT_A_TIME // k)
     for begin in range(0, len(prompts), per_batch):
         part = encoded[begin : begin + per_batch]
-        pools += answers(model, tokenizer, part, k, new, temperature, generator=draw)
+        pools += answers(model, tokenizer, part, k, new, temperature, top_k, None, draw)
     return pools
 
 
