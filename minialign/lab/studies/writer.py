@@ -58,13 +58,13 @@ ROWS = {
     "sft": SFT,
     "sft sum": Training("sft", 4e-3, {"reduction": "seq_sum"}),
     CONTROL: replace(SFT, longer=3),
-    "asft": Training("asft", 2e-3),
+    "asft": Training("asft", 4e-3),
     "dft": Training("dft", 1e-3),
-    "dft2": Training("dft2", 2e-3),
+    "dft2": Training("dft2", 4e-3),
     "ift": Training("ift", 1e-3),
-    "ift γ 0": Training("ift", 1e-3, {"gamma": 0.0}),
-    "simpo_sft": Training("simpo_sft", 1e-3),
-    "sft → dpo": Training("dpo", 2.5e-4, after=SFT),
+    "ift γ 0": Training("ift", 4e-3, {"gamma": 0.0}),
+    "simpo_sft": Training("simpo_sft", 4e-3),
+    "sft → dpo": Training("dpo", 1.25e-4, after=SFT),
 }
 PLAIN = {"base": POLICY, "teacher": TEACHER}            # rows that are not trained
 IMITATION = ("sft", "sft sum", CONTROL)                 # what the others have to beat
