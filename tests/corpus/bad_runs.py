@@ -36,7 +36,7 @@ def checkpoint(change):
 
 
 KEPT = ["model.model.norm.weight", "optimizer.m.model.norm.weight", "optimizer.steps",
-        "optimizer.generator", "optimizer.v.lm_head.weight"]
+        "optimizer.v.model.norm.weight", "optimizer.v.lm_head.weight"]
 for name in KEPT:
     case("run folders", f"checkpoint without {name}", checkpoint(dropped(name)))
     for what, how in {
