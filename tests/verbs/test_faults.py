@@ -13,6 +13,7 @@ from conftest import write
 from terminal import command, refused, train
 
 from minialign.__main__ import main
+from minialign.files import UNFINISHED
 
 
 @pytest.mark.parametrize("more, sentence", [
@@ -75,14 +76,14 @@ def test_workers_go_when_their_parent_does(tmp_path, how):
     process = subprocess.Popen(
         command("compare", "--seeds", "2", "--out", str(tmp_path / "out")),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    workers = []
+    cache, workers = tmp_path / "out" / "cache", []
     for _ in range(600):
         workers = children(process.pid)
-        if len(workers) >= 3:                       # a manager, a tracker, and a worker at least
+        # There are a manager, a tracker, and a worker at least, which trains a base model.
+        if len(workers) >= 3 and list(cache.glob(f"{UNFINISHED}*")):
             break
         time.sleep(0.1)
-    time.sleep(3)
-    workers = children(process.pid)
+    assert list(cache.glob(f"{UNFINISHED}*"))
     process.send_signal(how)
     assert process.wait(timeout=30) == (-9 if how == signal.SIGKILL else 130)
     for _ in range(100):

@@ -14,19 +14,28 @@ from minialign.optim import AdamW
 from minialign.verbs.checkpoint import load_checkpoint, save_checkpoint
 
 
+@pytest.fixture(scope="module")
+def straight(folder, tmp_path_factory):
+    """A long run that nobody has stopped: the words of its command, and where it is."""
+    place = tmp_path_factory.mktemp("straight")
+    data = write(place / "pairs.jsonl", ROWS)
+    words = [
+        "train", "--model", folder, "--method", "ift", "--data", data, "--epochs", "150",
+        "--batch", "4", "--checkpoint-every", "7", "--threads", "1", "--out"]
+    assert main([*words, str(place / "run")]) == 0
+    return words, place / "run"
+
+
 @pytest.mark.parametrize(
     "stops", [(signal.SIGKILL, signal.SIGKILL), (signal.SIGINT, signal.SIGTERM)]
 )
 def test_a_run_that_is_stopped_and_resumed_ends_bit_for_bit_like_one_that_was_not(
-    folder, pairs, tmp_path, stops
+    straight, tmp_path, stops
 ):
-    words = [
-        "train", "--model", folder, "--method", "ift", "--data", pairs, "--epochs", "200",
-        "--batch", "4", "--checkpoint-every", "7", "--threads", "1", "--out"]
-    straight, run = tmp_path / "straight", tmp_path / "run"
-    assert main([*words, str(straight)]) == 0
+    words, straight = straight
+    run = tmp_path / "run"
     for again, how in enumerate(stops):
-        errors = stopped([*words, str(run), *["--resume"] * again], run / "log.jsonl", how, 40)
+        errors = stopped([*words, str(run), *["--resume"] * again], run / "log.jsonl", how, 20)
         assert not (run / "model").exists() and (run / "checkpoint.safetensors").exists()
         assert how == signal.SIGKILL or "--resume" in errors and "Traceback" not in errors
     assert main([*words, str(run), "--resume"]) == 0
