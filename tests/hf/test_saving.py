@@ -189,9 +189,10 @@ def test_killed_at_any_step_a_folder_holds_the_old_model_or_the_new_one(
         raise AssertionError("half of one model and half of another")
 
     seen, killed = [], True
+    save_model(tmp_path / "old", old, tokenizer, old_bytes)
     while killed:
         shutil.rmtree(folder, ignore_errors=True)
-        save_model(folder, old, tokenizer, old_bytes)
+        shutil.copytree(tmp_path / "old", folder)
         killed = killed_after(len(seen), new, new_bytes)
         seen.append(there())
         if len(seen) % 3 == 0:
