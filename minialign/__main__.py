@@ -6,6 +6,7 @@ once it has been chosen, so `minialign -h` does not wait for torch.
 
 import argparse
 import io
+import os
 import sys
 from importlib import import_module
 
@@ -23,6 +24,7 @@ VERBS = {
              "transformers",
     "generate": "continue one prompt, or hold a conversation",
 }
+SHARED = ("train", "sample", "evaluate")        # what several processes, from torchrun, can share
 
 
 def chosen_verb(words: list[str]) -> str:
@@ -61,6 +63,9 @@ def main(words: list[str] | None = None) -> int:
 
     def work() -> None:
         flags = flags_of(verb, words[1:])
+        if verb not in SHARED and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError(f"torchrun would run {verb} several times over; start it without "
+                             f"torchrun: python -m minialign {verb} …")
         import_module(f"minialign.verbs.{verb}").run(flags)
         import_module("minialign.parallel").end()
 

@@ -187,23 +187,40 @@ def stream(model, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0,
     cache = Cache(model.config, R, L + max_new_tokens, ragged, model.head.dtype, device, block)
     state = read_prompts(model, tokens, lengths, cache, repeat)         # (R, C)
     position = lengths.repeat_interleave(repeat)[:, None]               # (R, 1)
+    choice = temperature, top_k, top_p
+    return new_tokens(model, cache, state, position, max_new_tokens, choice, stop, generator,
+                      look_every)
+
+
+@torch.inference_mode()
+def new_tokens(model, cache: Cache, state: Tensor, position: Tensor, max_new_tokens: int,
+               choice: tuple, stop: tuple[int, ...], generator: torch.Generator | None,
+               look_every: int) -> Iterator[Tensor]:
+    """The loop of `stream`: choose a token for every row, read these tokens, and so on.
+
+    state     (R, C) behind the prompts, which the cache holds
+    position  (R, 1) where the first new tokens will stand
+    choice    (temperature, top_k, top_p)
+    """
+    temperature, top_k, top_p = choice
 
     # The head is read once per new token. A CPU reads it up to 3 times as fast if it really lies in
     # memory as (C, V), and is not only a transposed view.
     head = model.head.T                                                 # (C, V)
-    if not tokens.is_cuda:
+    if not head.is_cuda:
         head = head.contiguous()
 
     # At first all rows are in the batch and none has stopped. Later r of them are, those that
     # `rows` counts. `last` holds a token of every row, and what it begins with does not matter.
+    R, device = len(state), state.device
     stops = torch.tensor(stop, dtype=torch.long, device=device)
     rows = torch.arange(R, device=device)                               # (r,)
     stopped = torch.zeros(R, dtype=torch.bool, device=device)           # (r,)
     last = torch.zeros(R, dtype=torch.long, device=device)              # (R,)
     checksum = torch.zeros((), device=device)
 
-    # Choose a token for every row, read these tokens, and so on. A random number is drawn for every
-    # row, in the batch or not, so that none depends on which of the others have stopped.
+    # A random number is drawn for every row, in the batch or not, so that none depends on which of
+    # the others have stopped.
     share = None
     for step in range(1, max_new_tokens + 1):
         logits = (state @ head).float()                                 # (r, V)

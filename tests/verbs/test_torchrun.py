@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from terminal import wait_for
 
 from minialign import parallel
-from minialign.__main__ import main
+from minialign.__main__ import VERBS, main
 from minialign.verbs.flags import say
 
 HERE = Path(__file__).parent
@@ -36,6 +36,15 @@ def close(folder, other):
     a, b = (load_file(Path(path, "model.safetensors")) for path in (folder, other))
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-5
+
+
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"train", "sample", "evaluate"}))
+def test_a_verb_that_several_processes_cannot_share_is_refused(verb, folder, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    needed = {"study": ["gamma"], "generate": ["--model", folder, "--prompt", "a"],
+              "bench": ["head"]}
+    assert main([verb, *needed.get(verb, [])]) == 2
+    assert f"start it without torchrun: python -m minialign {verb}" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

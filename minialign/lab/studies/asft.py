@@ -6,6 +6,7 @@ texts.py, costs in cost.py.
 
 from dataclasses import replace
 from functools import partial
+from statistics import mean
 
 from minialign.lab import plot
 from minialign.lab.arena import RECIPE, Run
@@ -29,6 +30,7 @@ from minialign.lab.studies.tuned import at_best, in_words
 from minialign.stats import show
 
 METHODS = ("dpo", "asft", "orpo")
+LEARNT = 0.5                    # a start from which SFT gets fewer right answers shows nothing
 PICTURED = ("sft", "orpo", "asft", "dpo", "dpo, one rate")
 # How much more a rejected answer loses than the chosen one gains: in nats, and in probability,
 # where it is what answers other than these two gain.
@@ -120,7 +122,8 @@ def init(lab: Lab) -> Findings:
     """Three starts; each method has the setting that was chosen for it from the base model.
 
     The rule: ASFT is less sensitive than a rival if the share of SFT's right answers that it
-    reaches varies clearly less over the starts.
+    reaches varies clearly less over the starts. A start from which SFT itself gets fewer than half
+    of the answers right does not count: there a share divides noise by noise.
     """
     # The untrained model needs three times the updates, and a learning rate for training from
     # scratch; every method gets both.
@@ -136,11 +139,16 @@ def init(lab: Lab) -> Findings:
             colors[label] = COLOR[name]
     data = lab.run(runs)
 
+    # Where fewer than two starts can tell methods apart, nothing is decided.
+    learnt = [start for start in starts if mean(data[f"{start}, sft"]["right"]) >= LEARNT]
+    enough = len(learnt) > 1
+    counted = learnt if enough else starts
+
     # Right answers as a share of SFT's from the same start, and how far that varies over starts.
     spread, told = {}, []
     for name in names[1:]:
         shares = []
-        for start in starts:
+        for start in counted:
             pairs = zip(data[f"{start}, {name}"]["right"], data[f"{start}, sft"]["right"],
                         strict=True)
             shares.append([x / y for x, y in pairs])
@@ -149,14 +157,18 @@ def init(lab: Lab) -> Findings:
     dpo, orpo = (Difference(spread["asft"], spread[rival], "spread") for rival in ("dpo", "orpo"))
     ahead = [name for name, d in (("DPO", dpo), ("ORPO", orpo)) if d.below()]
     found = verdict(
-        bool(ahead), dpo.above() or (dpo.within(SMALL) and orpo.within(SMALL)),
+        enough and bool(ahead),
+        enough and (dpo.above() or (dpo.within(SMALL) and orpo.within(SMALL))),
         limit=f"against {ahead[0]}" if len(ahead) == 1 else "",
     )
     sentence = (
-        f"Right answers, as a share of SFT's from the same start ({', '.join(starts)}): "
+        f"Right answers, as a share of SFT's from the same start ({', '.join(counted)}): "
         f"{'; '.join(told)}. How far that share varies over the starts, ASFT's minus DPO's: {dpo}, "
         f"minus ORPO's: {orpo}."
     )
+    for start in [start for start in starts if start not in learnt]:
+        reached = show(data[f"{start}, sft"]["right"], 3)
+        sentence += f" From the {start} start SFT itself reaches {reached}: not counted."
     question = "Labelled pairs: how much does the initial model matter?"
     return Findings(data, found, sentence,
                     partial(plot.answer_bars, {"": data}, question, colors),
