@@ -100,12 +100,12 @@ def interrupted(files, one, tmp_path_factory):
 
 
 def test_two_processes_write_what_one_writes(one, interrupted):
-    two, printed_here, printed, _ = interrupted
+    two, printed_here, printed, errors = interrupted
 
     # The same pool, and the same marks; all is printed once. What follows is the run's beginning.
     assert (two / "pool.jsonl").read_text() == (one / "pool.jsonl").read_text()
     _, marks, rest = printed.partition(f"\n{printed_here['evaluate']}")
-    assert marks and printed_here["long"].startswith(rest) and rest.count("\n") > 1
+    assert marks and printed_here["long"].startswith(rest) and rest.count("\n") > 1, errors
     assert printed.count("12 prompts with 3 answers each") == 1
 
     # The same run: its log but for rounding, its files, and no second copy of anything.
