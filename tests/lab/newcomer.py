@@ -6,8 +6,8 @@ from minialign.methods import METHODS
 
 
 @dataclass
-class Newcomer(METHODS["sft"]):
-    """A method that nobody has heard of: SFT with half its push."""
+class Newcomer(METHODS["dft"]):
+    """A method that nobody has heard of: DFT with half its push."""
 
     def weigh(self, logps, batch):
         loss, weights, info = super().weigh(logps, batch)
