@@ -13,6 +13,7 @@ import torch
 
 from lessons import check
 from lessons.check import HERE
+from minialign.lab import arena
 
 EVERY = sorted(HERE.glob("[01][0-9]_*.py"))
 ORDER = (
@@ -25,6 +26,7 @@ ORDER = (
     "**Next:**",
     "# region Solution",
 )
+FEW = {"N_TEST": 80, "N_SKILL": 40, "N_CURVE": 24}      # questions of an exam: a shorter one
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,8 @@ def same_threads():
 def test_lesson(lesson, flags, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", [str(lesson), *flags])
     monkeypatch.setattr(check, "OUT", tmp_path)
+    for name, n in FEW.items():
+        monkeypatch.setattr(arena, name, n)
     runpy.run_path(str(lesson), run_name="__main__")
     printed = capsys.readouterr().out
     assert (tmp_path / f"{lesson.stem[:2]}.png").stat().st_size > 10_000

@@ -1,7 +1,11 @@
-"""A lab that trains nothing: every run of a study gets the marks that a test invents for it."""
+"""Stand-ins for the lab: one that trains nothing, where every run of a study gets the marks that a
+test invents for it, and one that trains little, in one process.
+"""
 
+import queue
 from importlib import import_module
 
+from minialign.lab import arena
 from minialign.lab.studies import STUDIES
 from minialign.lab.studies.lab import Lab
 
@@ -29,6 +33,19 @@ def marks(right=0.6, average=None, jitter=0.01, **more):
     for s in range(SEEDS):
         columns["curve"].append([[step, -1.0, -1.0, -1.0 - s, -2.0] for step in (0, 4, 8)])
     return columns
+
+
+FEW = {"N_TRAIN": 128, "N_TEST": 40, "N_SKILL": 20, "N_CURVE": 16, "N_WATCHED": 16}
+
+
+def run_here(runs, seeds, cache, found=None):
+    """What run_all does, but here, one run after the other."""
+    ticks = queue.SimpleQueue()
+    base = [arena.base_job(seed, cache, ticks)[0] for seed in seeds]
+    results = {}
+    for label, run in runs.items():
+        results[label] = [arena.run_job(seed, run, cache, ticks) for seed in seeds]
+    return base, results
 
 
 class Pretend(Lab):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from newcomer import Newcomer
 
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.lab import arena, tasks
@@ -169,7 +170,8 @@ def test_marks_are_what_sampling_would_give(tokenizer, cache):
 
 
 def test_a_run_is_a_function_of_its_seed_and_its_arguments(cache, capfd):
-    run = Run("dft", recipe=SHORT)
+    """In worker processes, which have never heard of the method by its name."""
+    run = Run(Newcomer, recipe=replace(SHORT, negatives=1))
     runs = {"a": run, "b": run, "noisy": replace(run, noise=0.3)}
     base, results = run_all(runs, [0, 1], cache)
     marks = []
@@ -183,6 +185,7 @@ def test_a_run_is_a_function_of_its_seed_and_its_arguments(cache, capfd):
     assert "the base model of seed 1 is not fit" in capfd.readouterr().err
     for b, m in zip(base, results["a"], strict=True):
         assert m["good_logp_change"] == pytest.approx(m["good_logp"] - b["good_logp"])
+        assert m["right"] > b["right"]
         assert m["curve"][0][0] == 0 and m["curve"][-1][0] == SHORT.updates(arena.N_TRAIN)
 
 

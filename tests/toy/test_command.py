@@ -91,7 +91,7 @@ def test_help_does_not_wait_for_torch():
 def test_an_interrupt_exits_with_130(tmp_path):
     """Sent once the first row is done: what torch imports at its first step can swallow an earlier
     one (press Ctrl-C again)."""
-    command = [sys.executable, "-u", "-m", "toy", "--seeds", "4", "--steps", "1000"]
+    command = [sys.executable, "-u", "-m", "toy", "--seeds", "4", "--steps", "300"]
     command += ["--out", str(tmp_path)]
     # A shell lets what it starts in the background ignore Ctrl-C; the tests may run there.
     process = subprocess.Popen(

@@ -1,4 +1,6 @@
-"""What tests of the command line share: the program in its own process, and how to stop it."""
+"""What tests of the command line share: commands, how they are refused, and the program
+in a process of its own.
+"""
 
 import random
 import signal
@@ -6,10 +8,28 @@ import subprocess
 import sys
 import time
 
+from minialign.__main__ import main
+
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}a:{% endif %}"
 )
+
+
+def train(folder, data, out, *more):
+    """The words of a training with SFT."""
+    return ["train", "--model", str(folder), "--method", "sft", "--data", str(data),
+            "--out", str(out), *more]
+
+
+def refused(words, capsys, *sentence, status=2):
+    """The command ends with that status, says the words, and shows no traceback."""
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == status
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    for words in sentence:
+        assert words in said, said
 
 
 def command(*words):

@@ -128,8 +128,9 @@ def test_methods_that_mean_the_same_by_a_name_are_named_together():
     assert "; softer (7.0): a weight of its own [from 0]" in lam.metadata["help"]
 
 
+# A process of its own, for flags are made of METHODS as they are when `train` is read.
 NEW = """
-import sys
+import contextlib, io, json, sys
 from dataclasses import dataclass
 from minialign import METHODS
 from minialign.__main__ import main
@@ -141,29 +142,44 @@ class Softer(SFT):
     softness: float = setting(0.5, "how soft", least=0, most=1)
 
 METHODS["softer"] = Softer
-sys.exit(main(sys.argv[1:]))
+told = []
+for words in json.loads(sys.argv[1]):
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        try:
+            status = main(words)
+        except SystemExit as end:
+            status = end.code
+    told.append([status, out.getvalue(), errors.getvalue()])
+print(json.dumps(told))
 """
 
 
 def test_a_new_method_is_one_class_and_one_line(folder, pairs, tmp_path):
     """Its hyper-parameters are in `train -h`, reach the method, and are checked by it alone."""
 
-    def new(*words):
-        return subprocess.run([sys.executable, "-c", NEW, *words], capture_output=True, text=True)
-
-    words = " ".join(new("train", "-h").stdout.split())
-    assert "--softness FLOAT softer (0.5): how soft [from 0 and up to 1]" in words
-    out = tmp_path / "run"
-    run = ["train", "--model", folder, "--data", pairs, "--out", str(out), "--method", "softer"]
-    refused = new(*run, "--softness", "2")
-    assert refused.returncode == 2 and "softness is 2.0; it must be a number" in refused.stderr
-    assert not out.exists()
-    done = new(*run, "--softness", "0.25", "--epochs", "2")
+    train = ["train", "--model", folder, "--data", pairs, "--method"]
+    out, nowhere = tmp_path / "run", tmp_path / "nowhere"
+    commands = [
+        ["train", "-h"],
+        [*train, "softer", "--out", str(nowhere), "--softness", "2"],
+        [*train, "softer", "--out", str(out), "--softness", "0.25", "--epochs", "2"],
+        [*train, "sft", "--out", str(out), "--softness", "0.25", "--resume"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", NEW, json.dumps(commands)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    shown, refused, trained, foreign = json.loads(done.stdout)
+
+    words = " ".join(shown[1].split())
+    assert shown[0] == 0
+    assert "--softness FLOAT softer (0.5): how soft [from 0 and up to 1]" in words
+    assert refused[0] == 2 and "softness is 2.0; it must be a number" in refused[2]
+    assert not nowhere.exists()
+    assert trained[0] == 0, trained[2]
     assert json.loads((out / "config.json").read_text())["softness"] == 0.25
-    assert len(read(out / "log.jsonl")) == 2 and "softness=0.25" in done.stdout
-    foreign = new(*run[:-1], "sft", "--softness", "0.25", "--resume")
-    assert foreign.returncode == 2
+    assert len(read(out / "log.jsonl")) == 2 and "softness=0.25" in trained[1]
+    assert foreign[0] == 2
 
 
 def test_a_hyper_parameter_of_another_method_is_refused(folder, pairs, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """train, sample and evaluate in several processes, as torchrun starts them, on the CPU."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -47,22 +49,22 @@ def test_a_verb_that_several_processes_cannot_share_is_refused(verb, folder, mon
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, folder):
-    """The commands that all tests here give; OUT stands for a folder of each test."""
+    """The commands that all tests here give; OUT stands for a folder."""
     place = tmp_path_factory.mktemp("torchrun")
     data = write(place / "pairs.jsonl", [{**row, "prompt": row["prompt"] * 2} for row in ROWS])
     held_out = ["--eval-data", data, "--eval-every", "2", "--keep-best", "--lora-rank", "4"]
     return {
         "sample": ["sample", "--model", folder, "--data", data, "--batch", "5", "--k", "3",
                    "--max-new-tokens", "6", "--out", "OUT/pool.jsonl"],
-        "evaluate": ["evaluate", "--model", folder, "--data", data, "--batch", "5", "--json",
-                     "--generate", "7", "--max-new-tokens", "5"],
         "adapters": ["train", "--model", folder, "--method", "dpo", "--data", data, "--batch", "5",
                      "--lr", "1e-2", *held_out, "--out", "OUT/adapters"],
+        "inside": ["train", "--model", folder, "--method", "sft", "--data", data, "--batch", "5",
+                   "--inside-backward", "--out", "OUT/inside"],
+        "evaluate": ["evaluate", "--model", folder, "--data", data, "--batch", "5", "--json",
+                     "--generate", "7", "--max-new-tokens", "5"],
         "long": ["train", "--model", folder, "--method", "dft2", "--data", data, "--batch", "5",
                  "--negatives", "OUT/pool.jsonl", "--epochs", "20", "--lr", "1e-3",
                  "--checkpoint-every", "10", "--out", "OUT/long"],
-        "inside": ["train", "--model", folder, "--method", "sft", "--data", data, "--batch", "5",
-                   "--inside-backward", "--out", "OUT/inside"],
     }
 
 
@@ -70,20 +72,41 @@ def into(out, words):
     return [word.replace("OUT", str(out)) for word in words]
 
 
-def test_two_processes_write_what_one_writes(files, tmp_path, capsys):
-    names, one, two = ["sample", "adapters", "inside", "evaluate"], tmp_path / "1", tmp_path / "2"
-    commands = [into(two, files[name]) for name in names]
-    process = torchrun(2, str(HERE / "several.py"), json.dumps(commands))
-    for name in "sample", "adapters", "evaluate":
-        capsys.readouterr()
-        assert main(into(one, files[name])) == 0
-    marks = capsys.readouterr().out
-    printed, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A folder for what one process writes."""
+    return tmp_path_factory.mktemp("one")
 
-    # The same pool, and the same marks; all is printed once.
+
+@pytest.fixture(scope="module")
+def interrupted(files, one, tmp_path_factory):
+    """All commands in two processes, and meanwhile here. The last ends with Ctrl-C to torchrun.
+
+    →   where the two wrote, what one and what two printed, and what two said on standard error
+    """
+    def alone(name):
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            assert main(into(one, files[name])) == 0
+        return said.getvalue()
+
+    two = tmp_path_factory.mktemp("two")
+    commands = [into(two, words) for words in files.values()]
+    process = torchrun(2, str(HERE / "several.py"), json.dumps(commands))
+    printed_here = {name: alone(name) for name in ("sample", "adapters", "evaluate")}
+    wait_for(two / "long" / "log.jsonl", 3, process)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=120)
+    return two, printed_here | {"long": alone("long")}, printed, errors
+
+
+def test_two_processes_write_what_one_writes(one, interrupted):
+    two, printed_here, printed, errors = interrupted
+
+    # The same pool, and the same marks; all is printed once. What follows is the run's beginning.
     assert (two / "pool.jsonl").read_text() == (one / "pool.jsonl").read_text()
-    assert printed.endswith(f"\n{marks}") and printed.count("12 prompts with 3 answers each") == 1
+    _, marks, rest = printed.partition(f"\n{printed_here['evaluate']}")
+    assert marks and printed_here["long"].startswith(rest) and rest.count("\n") > 1, errors
+    assert printed.count("12 prompts with 3 answers each") == 1
 
     # The same run: its log but for rounding, its files, and no second copy of anything.
     logs = [read(out / "adapters" / "log.jsonl") for out in (one, two)]
@@ -97,18 +120,10 @@ def test_two_processes_write_what_one_writes(files, tmp_path, capsys):
     assert not (two / "inside").exists()                # made for the run, and not used
 
 
-def test_a_run_goes_from_two_processes_to_three_and_to_one(files, tmp_path):
+def test_a_run_goes_from_two_processes_to_three_and_to_one(files, one, interrupted):
     """Ctrl-C to torchrun ends all and keeps a checkpoint; a dead process ends the others."""
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    for folder in whole, out:
-        assert main(into(folder, files["sample"])) == 0
+    out, _, _, errors = interrupted
     words, log = into(out, files["long"]), out / "long" / "log.jsonl"
-
-    process = torchrun(2, "-m", "minialign", *words)
-    assert main(into(whole, files["long"])) == 0                            # meanwhile
-    wait_for(log, 3, process)
-    process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=120)[1]
     assert errors.count("the same command with --resume goes on from there") == 1, errors
     done = len(read(log))
     assert 3 <= done < 60
@@ -122,7 +137,7 @@ def test_a_run_goes_from_two_processes_to_three_and_to_one(files, tmp_path):
 
     assert main([*words, "--resume"]) == 0
     assert [record["step"] for record in read(log)] == list(range(1, 61))
-    assert close(whole / "long/model", out / "long/model")
+    assert close(one / "long/model", out / "long/model")
 
 
 def test_what_all_processes_have_to_say_is_said_once(monkeypatch, capsys):
