@@ -212,9 +212,9 @@ def made_of(noisy: dict, half: dict) -> str:
     elif above_filter.below():
         conclusion = "DFT takes less from them than that"
     return (
-        "DFT learns what labels say more often than its negatives do. Those come from a persona "
-        f"that was made to be wrong on {wrong['troll']} of the questions where the rules disagree, "
-        "so they tell the rule. SFT on the examples whose label no negative repeats, against sft: "
+        f"DFT's negatives come from a persona that was made to be wrong on {wrong['troll']} of the "
+        "questions where the rules disagree, so they tell the rule. SFT on the examples whose "
+        "label no negative repeats, against sft: "
         f"{judged(noisy[FILTER], sft)} (agreed questions "
         f"{Difference(noisy[FILTER], sft, 'agree')}); dft against that: {above_filter}, so "
         f"{conclusion}. With negatives of the plain base model, made wrong on {wrong['plain']}, "

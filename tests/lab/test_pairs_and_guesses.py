@@ -29,7 +29,7 @@ def pushed(**changes):
 
 
 EXCESS = ("in log-probs", "in probabilities")
-FALL = ("it rises at the fork", "and falls elsewhere", "likelihood is enough to prevent that")
+FALL = ("it rises at the fork", "and falls elsewhere", "likelihood keeps the whole up")
 BALANCED = "in probabilities and at the logits of two contexts"
 LIKELIHOOD = "for the alignment term without the likelihood term"
 SLIPS = [f"after {slip}" for slip in ift.SLIPS.values()]

@@ -58,7 +58,7 @@ STUDIES = {
         "the likeliest negative most, which an average over pairs does not",
         "DFT, Fig. 1 and §6", "pools:pools"),
     "dft_cost": Claim(
-        "without a reference DFT2 costs much less than DFT", "DFT, §5, Fig. 4", "rivals:dft_cost"),
+        "without a reference DFT2 costs less than DFT", "DFT, §5, Fig. 4", "rivals:dft_cost"),
     "exact_u": Claim(
         "the moving average u estimates its sum over all answers better than the batch at hand "
         "(γ = 1)", "DFT, eq. 7 and §4.2", "exact:exact_u"),
@@ -69,8 +69,8 @@ STUDIES = {
         "DPO's gradient is larger on the rejected answer than on the chosen one, ASFT's is "
         "balanced", "ASFT, §4.1 and §4.3", "balance:balance"),
     "fall": Claim(
-        "under DPO the chosen answer rises where the two answers part and falls elsewhere, and "
-        "likelihood is enough to prevent that", "ours, on ASFT's abstract", "fall:fall"),
+        "under DPO the chosen answer rises where the two answers part and falls elsewhere; "
+        "likelihood keeps the whole up", "ours, on ASFT's abstract", "fall:fall"),
     "beta": Claim(
         "within the stated range, 0.1 to 0.5, the weight of the alignment term hardly matters",
         "ours; ASFT states the range and 0.1 as typical", "asft:beta"),

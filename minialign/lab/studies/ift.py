@@ -20,7 +20,6 @@ from minialign.lab.small import base_model
 from minialign.lab.studies.lab import (
     HOLDS,
     MARKS,
-    NOT,
     SMALL,
     Better,
     Findings,
@@ -37,7 +36,8 @@ from minialign.methods import METHODS
 from minialign.stats import show
 from minialign.train import fit, fused_pass
 
-NO_ROOM = "no room here: behind the fork SFT has nothing left to lose"
+DEFAULTS = "ift, defaults"
+NO_ROOM = f"no room to decide: behind the fork SFT loses no more than {SMALL}"
 
 
 @dataclass
@@ -70,8 +70,9 @@ def residuals() -> dict[str, Run]:
 
 def residual(lab: Lab) -> Findings:
     """The rule: it helps if λ = 0.2 or 0.5 clearly gives more right answers than SFT. If it does
-    not, there must have been room: reading a guess can only change tokens behind it, and the
-    opening of an answer is never guessed wrong, so only what SFT loses behind the fork can be won.
+    not, there must have been room. A guess is read behind its place, and the opening of an answer
+    is never guessed wrong, so there is room only if SFT loses clearly more than SMALL behind the
+    fork. Otherwise nothing is decided.
     """
     data = lab.both(residuals())
     gain, told, noise, room = {}, [], {}, {}
@@ -89,13 +90,13 @@ def residual(lab: Lab) -> Findings:
         all(gain[c, 0.2].below(SMALL) for c in CONDITIONS),             # 0.2 is the paper's
         limit=f"with {TITLES[helped[0][0]]}" if len(where) == 1 else "",
     )
-    if found == NOT and all(r.below(SMALL) for r in room.values()):
+    if not helped and not any(r.above(SMALL) for r in room.values()):
         found = NO_ROOM
     sentence = (
         f"Right answers against SFT (λ = 0), without propagation: {'; '.join(told)}. The policy's "
         f"own guesses against random tokens in the same places (λ = 0.5): {noise['clean']} clean, "
-        f"{noise['noisy']} noisy. What SFT loses of the right answers behind the fork, and so all "
-        f"that there is to be won: {room['clean']} clean, {room['noisy']} noisy."
+        f"{noise['noisy']} noisy. What SFT loses of the right answers behind the fork, where "
+        f"guesses are read: {room['clean']} clean, {room['noisy']} noisy."
     )
     question = "IFT's residual alone: how much of its own guess should the model read (λ)?"
     colors = dict.fromkeys(residuals(), COLOR["ift"]) | {"random, λ 0.5": COLOR["ift_eq21"]}
@@ -248,10 +249,12 @@ def pipeline(lab: Lab) -> Findings:
         pairs = "pairs" if c == "clean" else "noisy pairs"
         runs |= {f"{c} {name}": at_best(pairs if "→" in name else c, name) for name in names}
         runs[f"{c} {CONTROL}"] = tripled(runs[f"{c} sft"])
+        runs[f"{c} {DEFAULTS}"] = Run("ift", noise=CONDITIONS[c])
     data = lab.run(runs)
     parts, told, tests = {}, [], {}
     for c, labels in TITLES.items():
         against = Better(data[f"{c} ift"], data[f"{c} sft → dpo"])
+        plain = Better(data[f"{c} {DEFAULTS}"], data[f"{c} sft → dpo"])
         base = Better(data[f"{c} ift"], data[f"{c} sft"])
         alone = Difference(data[f"{c} sft"], data[f"{c} sft → dpo"], "right")
         found = verdict(against.right.above(-SMALL), less(against.right))
@@ -261,11 +264,12 @@ def pipeline(lab: Lab) -> Findings:
         tests |= against.tests(f"ift over sft → dpo, {labels}")
         tests |= {f"sft over sft → dpo, {labels}": alone, f"ift over sft, {labels}": base.right}
         settings = ", ".join(in_words(name, runs[f"{c} {name}"]) for name in names)
-        told.append(f"with {labels} against sft → dpo {against}, against sft {base} ({settings})")
+        told.append(f"with {labels} against sft → dpo {against}, against sft {base} ({settings}); "
+                    f"at its defaults against sft → dpo {plain}")
     question = "IFT from wanted answers alone, or SFT and then DPO on pairs?"
     return Findings(data, in_parts(parts), f"IFT {'; '.join(told)}.",
                     partial(plot.answer_bars, by_condition(data), question,
-                            {"sft → dpo": COLOR["dpo"]}), tests=tests)
+                            {"sft → dpo": COLOR["dpo"], DEFAULTS: COLOR["ift"]}), tests=tests)
 
 
 # ------------------------------------------------------------------- where the guess is the label
@@ -328,13 +332,15 @@ def greedy(lab: Lab) -> Findings:
                     data[f"guesses {group}, {name}"].setdefault(mark, []).append(value)
 
     same, other = data["guesses right, ift"], data["guesses wrong, ift"]
-    found = verdict(max(same["gradient"]) == 0 < min(other["gradient"]), True)
+    after = Difference(other, same, "apart")
+    found = verdict(max(same["gradient"]) == 0 < min(other["gradient"]), True,
+                    limit="" if after.above() else "for the first gradient")
     sentence = (
         "On questions where every greedy guess of the base model is the label, the first gradient "
         f"of IFT (λ = {lam}) is off SFT's by {max(same['gradient']):.2g} of its length, elsewhere "
         f"by {min(other['gradient']):.2f} at least. Trained on those questions, the answers' "
         f"log-probs end {max(same['apart']):.1g} nats apart at most, elsewhere "
-        f"{show(other['apart'])}."
+        f"{show(other['apart'])} ({after} more)."
     )
     panels = {
         "first gradient (relative)": {"guess right": same["gradient"],
@@ -347,4 +353,5 @@ def greedy(lab: Lab) -> Findings:
     shown = {mark: MARKS[mark] for mark in ("right", "wrong", "garbage", "agree", "skill")}
     shown |= {"gradient": ("gradient off SFT's", 4), "apart": ("log-probs off SFT's", 4)}
     draw = partial(plot.bars, panels, "how far IFT is from SFT", question, colors)
-    return Findings(data, found, sentence, draw, shown)
+    tests = {"apart after training, guesses wrong over right": after}
+    return Findings(data, found, sentence, draw, shown, tests=tests)
