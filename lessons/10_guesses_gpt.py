@@ -131,9 +131,9 @@ print(verdict)
 #
 #     L  =  Σ_n Σ_{i≥n} c_i  =  Σ_i (i + 1) c_i                          (i = 0, 1, …)
 #
-# That favours **late** tokens. Algorithm 1, which multiplies c_t by what *follows*, favours
-# **early** ones. They are two methods, and both are here: `ift_eq21` and `ift`. The answer of your
-# guess:
+# That favours **late** tokens. Algorithm 1 multiplies c_t by what *follows*: there a token counts
+# for more if much is still to come, and less if it was easy itself. They are two methods, and both
+# are here: `ift_eq21` and `ift`. The answer of your guess:
 
 # %%
 c = torch.tensor([3.0] + [0.1] * 7, dtype=torch.float64)
@@ -310,7 +310,7 @@ print(f"Of {len(verdicts)} settings {verdicts.count('always less')} are worse th
 # question. As on the lake, the guess is read with a label that does not belong there (lesson 09).
 #
 # Ahead or behind on three seeds is a hint and no more, for eleven settings were looked at. `python
-# -m minialign study residual` and `study propagation` ask again on more seeds, and allow for how
+# -m minialign study lambda` and `study propagation` ask again on more seeds, and allow for how
 # much they ask.
 #
 # ## Try
