@@ -241,8 +241,8 @@ def writer(lab: Lab) -> Findings:
     judge = lab.judge or TEACHER
     lessons = lessons_of(lab, judge, development=False)
     data = run_rows(lessons, {"base": None, **ROWS, "teacher": None}, judge)
-    rivals = [name for name in ROWS if name != "sft"]
-    told = ", ".join(f"{name} {Difference(data[name], data['sft'], 'judge')}" for name in rivals)
+    over = {name: Difference(data[name], data["sft"], "judge") for name in ROWS if name != "sft"}
+    told = ", ".join(f"{name} {difference}" for name, difference in over.items())
     sentence = (f"Bits per character under the judge ({judge}), lower is better, against sft: "
                 f"{told}. {claims_of_ift(data)}")
     panels = {}
@@ -260,7 +260,8 @@ def writer(lab: Lab) -> Findings:
         "characters": ("length", 0),
     }
     return Findings(data, judged(data), sentence, draw, shown,
-                    side_by_side(data, lessons[0].held_out))
+                    side_by_side(data, lessons[0].held_out),
+                    {f"{name} over sft": difference for name, difference in over.items()})
 
 
 def claims_of_ift(data: dict) -> str:
