@@ -48,8 +48,8 @@ def fall(lab: Lab) -> Findings:
     with it, at the common rate, the chosen answer as a whole clearly rises.
     """
     data = lab.run({
-        CHOSEN: at_best("pairs", "dpo"),
         "dpo": Run("dpo", persona=None),
+        CHOSEN: at_best("pairs", "dpo"),
         "dpo + sft": Run(DPOAndSFT, persona=None),
         ALONE: Run(AlignmentAlone, {"lam": 0.1}, persona=None),
         "asft": Run("asft", persona=None),
@@ -72,7 +72,7 @@ def fall(lab: Lab) -> Findings:
     })
 
     told = []
-    for name in (CHOSEN, "dpo", "dpo + sft", ALONE, "asft", "sft"):
+    for name in ("dpo", CHOSEN, "dpo + sft", ALONE, "asft", "sft"):
         parts = ", ".join(f"{average(data[name][f'good_{place}_change']):+.2f}" for place in PLACES)
         told.append(f"{name} {parts} ({show(data[name]['good_logp_change'], 2)})")
     each = []
