@@ -17,6 +17,10 @@ from minialign.hf.folders import save_model
 from minialign.hf.tokenizer import byte_tokenizer
 from minialign.model import Config, Transformer
 
+# The models here are too small for several threads, and the processes that tests start are many.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHAPES = {
     "llama": {"n_kv_head": 2},
     "mistral": {"n_kv_head": 2, "window": 5},
