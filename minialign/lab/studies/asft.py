@@ -166,9 +166,10 @@ def init(lab: Lab) -> Findings:
         f"{'; '.join(told)}. How far that share varies over the starts, ASFT's minus DPO's: {dpo}, "
         f"minus ORPO's: {orpo}."
     )
-    for start in [start for start in starts if start not in learnt]:
-        reached = show(data[f"{start}, sft"]["right"], 3)
-        sentence += f" From the {start} start SFT itself reaches {reached}: not counted."
+    for start in starts:
+        if start not in learnt:
+            reached = show(data[f"{start}, sft"]["right"], 3)
+            sentence += f" From the {start} start SFT itself reaches {reached}: not counted."
     question = "Labelled pairs: how much does the initial model matter?"
     return Findings(data, found, sentence,
                     partial(plot.answer_bars, {"": data}, question, colors),

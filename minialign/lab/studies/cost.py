@@ -29,6 +29,7 @@ SHAPE = Config(                                                         # 5 M pa
     vocab_size=4096, n_layer=4, n_head=8, d_model=256, d_mlp=688, max_len=256
 )
 PAIRS, PROMPT, ANSWER, ROUNDS = 2, 32, 32, 15
+WORTH = 0.05                    # a share of a step's time or memory that is worth the name
 MARKS = {
     "seconds": ("CPU s", 3),
     "fastest": ("fastest", 3),
@@ -147,8 +148,8 @@ def cost(lab: Lab) -> Findings:
         for setting in (live, stored) for mark in ("seconds_ratio", "megabytes_ratio")
     )
     found = verdict(
-        seconds.above(0.05) and memory.above(0.05), seconds.within(0.05) or memory.within(0.05),
-        limit="" if memory_stored.above(0.05) else "if the rival keeps its reference in memory",
+        seconds.above(WORTH) and memory.above(WORTH), seconds.within(WORTH) or memory.within(WORTH),
+        limit="" if memory_stored.above(WORTH) else "if the rival keeps its reference in memory",
     )
     sentence = (
         f"Of a DPO step with its reference in memory ASFT saves {seconds.percent()} time and "
@@ -176,7 +177,7 @@ def first_pass(lab: Lab) -> Findings:
         f"{memory.percent()} more memory."
     )
     question = "What does it cost to ask the policy for its guesses first?"
-    found = verdict(seconds.below(0.05), seconds.above(0.05))
+    found = verdict(seconds.below(WORTH), seconds.above(WORTH))
     return Findings(data, found, sentence, picture(data, question), MARKS, tests={
         "time of ift over sft": seconds})
 

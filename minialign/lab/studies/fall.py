@@ -6,7 +6,6 @@ contexts and cancel exactly, and behind the fork the chosen answer's tokens are 
 what it loses there spills over from other pushes, through parameters that the answers share.
 """
 
-import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,9 +26,8 @@ from minialign.stats import show
 MARKS = {f"good_{place}_change": (f"chosen: {place}", 2) for place in PLACES} | {
     "good_logp_change": ("whole", 2), "bad_logp_change": ("rejected", 1), "right": ("right", 3),
     "garbage": ("neither", 3)}
-
-
 CHOSEN = "dpo, its own rate"
+COLORS = {ALONE: COLOR["orpo"], CHOSEN: COLOR["dpo"]}
 
 
 @dataclass
@@ -97,7 +95,7 @@ def picture(data: dict, *, folder, name: str) -> Path:
     rows = [row for row in data if row != "base"]
     figure, axes = plt.subplots(figsize=(8.6, 3.6), layout="constrained")
     for y, row in enumerate(reversed(rows)):
-        marks, color = data[row], plot.color_of(re.split(" [+]|,", row)[0], {ALONE: COLOR["orpo"]})
+        marks, color = data[row], plot.color_of(row.split(" +")[0], COLORS)
         ends = {True: 0.0, False: 0.0}          # where the bar has got to, up and down
         for place, alpha in zip(PLACES, (1.0, 0.62, 0.3), strict=True):
             change = average(marks[f"good_{place}_change"])

@@ -172,8 +172,8 @@ def dft_cost(lab: Lab) -> Findings:
         less_of = {mark: Difference(data[setting], data["dft2"], f"{mark}_ratio")
                    for mark in ("seconds", "megabytes")}
         parts[setting.removeprefix("dft, ")] = verdict(
-            all(d.above(0.05) for d in less_of.values()),
-            any(d.within(0.05) for d in less_of.values()))
+            all(d.above(cost.WORTH) for d in less_of.values()),
+            any(d.within(cost.WORTH) for d in less_of.values()))
         tests |= {f"{mark}, dft2 under {setting}": d for mark, d in less_of.items()}
         told.append(f"with the {setting.removeprefix('dft, ')} DFT2 saves "
                     f"{less_of['seconds'].percent()} time and "
